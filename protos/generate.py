@@ -1,0 +1,78 @@
+"""Generates the Python code of the contract into the SDK, or checks that the committed code is up to date.
+
+Knows nothing of what the contract says. Usage: ``python protos/generate.py [--check]``.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import google.rpc.status_pb2
+from grpc_tools import protoc
+
+PROTOS = Path(__file__).resolve().parent
+ROOT = PROTOS.parent
+TARGET = ROOT / "clients" / "python"
+PACKAGE = Path("faceteer") / "v1"
+# grpcio-tools brings google/protobuf, googleapis-common-protos brings google/rpc beside its Python modules.
+GOOGLEAPIS = Path(google.rpc.status_pb2.__file__).resolve().parents[2]
+
+
+def generate(target: Path) -> None:
+    """Writes ``faceteer/v1/*_pb2*.py[i]`` under ``target``."""
+    sources = sorted(path.relative_to(PROTOS).as_posix() for path in (PROTOS / PACKAGE).glob("*.proto"))
+    (target / PACKAGE).mkdir(parents=True, exist_ok=True)
+    well_known = Path(protoc.__file__).resolve().parent / "_proto"
+    plugins = [
+        f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")
+    ]
+    arguments = ["protoc", f"-I{PROTOS}", f"-I{GOOGLEAPIS}", f"-I{well_known}", *plugins]
+    arguments += [f"--{kind}_out={target}" for kind in ("python", "grpc_python")]
+    arguments += [f"--{kind}_out=quiet:{target}" for kind in ("mypy", "mypy_grpc")]
+    if protoc.main([*arguments, *sources]) != 0:
+        raise SystemExit("protoc failed; see above")
+    for source in sources:
+        if "\nservice " not in (PROTOS / source).read_text():
+            # A file of messages only gets an empty stub module from grpc_python_out.
+            for suffix in (".py", ".pyi"):
+                (target / source).with_name(Path(source).stem + "_pb2_grpc" + suffix).unlink(missing_ok=True)
+
+
+def googleapis(target: Path) -> None:
+    """Copies the imported Google protos to ``target``, where buf finds them without a network."""
+    (target / "google" / "rpc").mkdir(parents=True, exist_ok=True)
+    shutil.copy(GOOGLEAPIS / "google" / "rpc" / "status.proto", target / "google" / "rpc" / "status.proto")
+
+
+def differences(fresh: Path) -> list[str]:
+    """Names of generated files that differ between ``fresh`` and the SDK, or exist in one only."""
+    found = []
+    for directory in (fresh, TARGET):
+        for path in sorted((directory / PACKAGE).glob("*_pb2*")):
+            name = path.relative_to(directory)
+            if not (TARGET / name).exists() or not (fresh / name).exists():
+                found.append(name.as_posix())
+            elif not filecmp.cmp(fresh / name, TARGET / name, shallow=False):
+                found.append(name.as_posix())
+    return sorted(set(found))
+
+
+def main() -> None:
+    googleapis(ROOT / "build" / "googleapis")
+    if "--check" not in sys.argv[1:]:
+        generate(TARGET)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        generate(Path(directory))
+        stale = differences(Path(directory))
+    if stale:
+        raise SystemExit(f"generated code is out of date (run `make protos`): {', '.join(stale)}")
+    print("generated code is up to date")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Image bytes and text to CLIP embeddings."""

@@ -1,0 +1,1 @@
+"""Embeddings to pictures, one denoising step at a time."""

@@ -1,0 +1,1 @@
+"""What each feature means: labels, examples, statistics, search."""

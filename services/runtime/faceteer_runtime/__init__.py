@@ -1,0 +1,1 @@
+"""What every Faceteer service shares: settings, errors, serving, batching, cache, metrics."""

@@ -1,0 +1,1 @@
+"""Embeddings to features, edits of features, and back to embeddings."""

@@ -1,0 +1,1 @@
+"""Offline jobs: make a bundle, train and evaluate SAEs, build a feature library."""
