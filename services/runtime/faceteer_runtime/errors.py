@@ -1,0 +1,199 @@
+"""Every way a request can fail, each with its own status, reason and words for the caller.
+
+Knows nothing of gRPC: ``status`` and ``reason`` are names, which :mod:`faceteer_runtime.status` turns into a
+``google.rpc.Status``. Domain code raises these; one interceptor maps them.
+
+The life of a request, and what can be raised at each step::
+
+    admitted ....... Starting, Draining, MessageTooLarge
+    read ........... InvalidField, UnreadableImage, ImageTooLarge, BatchTooLarge
+    looked up ...... EmbeddingExpired, UnknownFeature, IconNotMade, RevisionMismatch, NotInBundle
+    queued, run .... QueueFull
+    passed on ...... UpstreamUnavailable
+    anything else .. INTERNAL, without the exception's text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+class FaceteerError(Exception):
+    """A failure whose text is meant for the caller.
+
+    Attributes:
+        status: name of a ``grpc.StatusCode``.
+        reason: name of a ``faceteer.v1.ErrorReason`` without ``ERROR_REASON_``.
+        message: one sentence for people.
+        field: the request's field at fault, as a path ("images[3]"), or None.
+        metadata: for programs; ends in ``ErrorInfo.metadata``.
+        retry_after_s: seconds after which trying again may help, or None.
+    """
+
+    status: str = "INTERNAL"
+    reason: str = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.metadata: dict[str, str] = dict(metadata or {})
+        self.retry_after_s = retry_after_s
+
+
+class _FieldError(FaceteerError):
+    """An INVALID_ARGUMENT: ``description`` says what is wrong with ``field`` and what would be right."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}", field=field)
+        self.description = description
+
+
+class InvalidField(_FieldError):
+    """A field's value cannot be used."""
+
+
+class UnreadableImage(_FieldError):
+    """The bytes are not a picture that is read here."""
+
+    reason = "UNREADABLE_IMAGE"
+
+
+class ImageTooLarge(_FieldError):
+    """The picture has more pixels or bytes than the limit; nothing was decoded."""
+
+    reason = "IMAGE_TOO_LARGE"
+
+
+class BatchTooLarge(_FieldError):
+    """More items than the published limit."""
+
+    reason = "BATCH_TOO_LARGE"
+
+    def __init__(self, field: str, got: int, limit: int) -> None:
+        super().__init__(field, f"{got} items are more than the {limit} that one call may hold; send several calls")
+        self.metadata = {"got": str(got), "limit": str(limit)}
+
+
+class EmbeddingExpired(FaceteerError):
+    """The cache no longer holds the embedding."""
+
+    status = "NOT_FOUND"
+    reason = "EMBEDDING_EXPIRED"
+
+    def __init__(self, embedding_id: str) -> None:
+        super().__init__(
+            f"the embedding {embedding_id!r} is no longer cached; encode the picture again",
+            metadata={"embedding_id": embedding_id},
+        )
+
+
+class UnknownFeature(FaceteerError):
+    """No feature has this index or label; ``nearest`` are labels that are close."""
+
+    status = "NOT_FOUND"
+    reason = "UNKNOWN_FEATURE"
+
+    def __init__(self, description: str, nearest: Iterable[str] = ()) -> None:
+        names = ", ".join(nearest)
+        super().__init__(
+            f"{description}; nearest: {names}" if names else description,
+            metadata={"nearest": names} if names else None,
+        )
+
+
+class IconNotMade(FaceteerError):
+    """The feature has no icon yet."""
+
+    status = "NOT_FOUND"
+    reason = "ICON_NOT_MADE"
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"feature {index} has no icon yet", metadata={"feature_index": str(index)})
+
+
+class RevisionMismatch(FaceteerError):
+    """The request was made for other models than those served here."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "REVISION_MISMATCH"
+
+    def __init__(self, part: str, expected: str, actual: str) -> None:
+        super().__init__(
+            f"the request was made for {part} revision {expected}, but this server runs {actual}",
+            metadata={"part": part, "expected": expected, "actual": actual},
+        )
+
+
+class NotInBundle(FaceteerError):
+    """The bundle lacks a part (a prior, statistics, a text tower) that the call needs."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_IN_BUNDLE"
+
+    def __init__(self, part: str, description: str) -> None:
+        super().__init__(description, metadata={"part": part})
+
+
+class QueueFull(FaceteerError):
+    """Too much work is waiting already; ``retry_after_s`` is an estimate of when there will be room."""
+
+    status = "RESOURCE_EXHAUSTED"
+    reason = "QUEUE_FULL"
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after_s:.2g} s", retry_after_s=retry_after_s)
+
+
+class MessageTooLarge(FaceteerError):
+    """The message has more bytes than the limit."""
+
+    status = "RESOURCE_EXHAUSTED"
+    reason = "MESSAGE_TOO_LARGE"
+
+    def __init__(self, got: int, limit: int, field: str | None = None) -> None:
+        super().__init__(
+            f"a message of {got} bytes is larger than the {limit} bytes that are taken",
+            field=field,
+            metadata={"got": str(got), "limit": str(limit)},
+        )
+
+
+class Starting(FaceteerError):
+    """The server is loading or warming up its models."""
+
+    status = "UNAVAILABLE"
+    reason = "STARTING"
+
+    def __init__(self, message: str = "the server is starting", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class Draining(FaceteerError):
+    """The server finishes what it has begun and takes nothing new."""
+
+    status = "UNAVAILABLE"
+    reason = "DRAINING"
+
+    def __init__(self, message: str = "the server is draining before it stops", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class UpstreamUnavailable(FaceteerError):
+    """A service that this one calls cannot be reached."""
+
+    status = "UNAVAILABLE"
+    reason = "UPSTREAM_UNAVAILABLE"
+
+    def __init__(self, service: str, description: str, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{service}: {description}", metadata={"service": service}, retry_after_s=retry_after_s)

@@ -1,0 +1,58 @@
+"""What a service gives to the server, and what it gets from it.
+
+Knows nothing of any one service, and nothing of how calls arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from faceteer_runtime.bundle import Bundle
+from faceteer_runtime.cache import Cache, open_cache
+from faceteer_runtime.metrics import Metrics
+from faceteer_runtime.settings import ServiceSettings
+
+
+async def _nothing() -> None:
+    """Nothing to warm up or to close."""
+
+
+@dataclass
+class Service:
+    """One gRPC service, ready to be served.
+
+    Attributes:
+        name: full name, "faceteer.v1.EncoderService".
+        register: adds the servicer to a server.
+        warm_up: runs the model once on a declared example; the service is NOT_SERVING until this has passed.
+        close: frees what the service holds.
+    """
+
+    name: str
+    register: Callable[[grpc.aio.Server], None]
+    warm_up: Callable[[], Awaitable[None]] = field(default=_nothing)
+    close: Callable[[], Awaitable[None]] = field(default=_nothing)
+
+
+@dataclass
+class Resources:
+    """What the services of one process share."""
+
+    settings: ServiceSettings
+    bundle: Bundle
+    cache: Cache
+    metrics: Metrics
+
+
+def open_resources(settings: ServiceSettings) -> Resources:
+    """Opens what the settings name. Redis is not contacted yet, so it may be down.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+    """
+    metrics = Metrics()
+    bundle = Bundle.open(settings.bundle) if settings.needs_bundle else Bundle.none()
+    return Resources(settings, bundle, open_cache(settings, metrics), metrics)

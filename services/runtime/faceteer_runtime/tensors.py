@@ -1,0 +1,83 @@
+"""``Tensor`` messages to numpy arrays and back.
+
+Knows nothing of what the numbers mean; every mismatch is an :class:`InvalidField` that names the field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from faceteer.v1 import tensor_pb2
+
+from faceteer_runtime.errors import InvalidField
+
+# The contract's bytes are little-endian on every machine.
+_DTYPES: dict[int, np.dtype] = {
+    tensor_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.ELEMENT_TYPE_FLOAT16: np.dtype("<f2"),
+}
+_MAX_DIMENSIONS = 8
+
+
+def to_array(
+    tensor: tensor_pb2.Tensor,
+    *,
+    field: str,
+    shape: Sequence[int | None] | None = None,
+    finite: bool = True,
+) -> np.ndarray:
+    """Reads a tensor as float32.
+
+    Args:
+        tensor: float32 or float16, row-major.
+        field: the tensor's path in the request, for the error.
+        shape: the shape it must have; None in it matches any length.
+        finite: refuse NaN and infinities.
+
+    Returns:
+        A float32 array, read-only where no conversion was needed.
+
+    Raises:
+        InvalidField: element type, shape or byte length do not fit, or a value is not finite.
+    """
+    dtype = _DTYPES.get(tensor.element_type)
+    if dtype is None:
+        raise InvalidField(f"{field}.element_type", "must be ELEMENT_TYPE_FLOAT32 or ELEMENT_TYPE_FLOAT16")
+    actual = tuple(tensor.shape)
+    if len(actual) > _MAX_DIMENSIONS or any(length < 0 for length in actual):
+        raise InvalidField(f"{field}.shape", f"{list(actual)[:9]} is not a shape")
+    if shape is not None and (
+        len(actual) != len(shape)
+        or any(want is not None and want != got for want, got in zip(shape, actual, strict=True))
+    ):
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise InvalidField(f"{field}.shape", f"must be [{wanted}], not {list(actual)}")
+    expected = math.prod(actual) * dtype.itemsize
+    if len(tensor.data) != expected:
+        raise InvalidField(
+            f"{field}.data",
+            f"must hold {expected} bytes for shape {list(actual)} of {dtype.itemsize}-byte elements, not {len(tensor.data)}",
+        )
+    array = np.frombuffer(tensor.data, dtype=dtype).reshape(actual).astype(np.float32, copy=False)
+    if finite and not np.isfinite(array).all():
+        where = int(np.flatnonzero(~np.isfinite(array.ravel()))[0])
+        raise InvalidField(f"{field}.data", f"every value must be finite; element {where} is {array.ravel()[where]}")
+    return array
+
+
+def to_tensor(array: np.ndarray, element_type: int = tensor_pb2.ELEMENT_TYPE_FLOAT32) -> tensor_pb2.Tensor:
+    """Writes an array as a tensor of ``element_type``; UNSPECIFIED is float32.
+
+    Raises:
+        InvalidField: an element type that is not in the contract.
+    """
+    if element_type == tensor_pb2.ELEMENT_TYPE_UNSPECIFIED:
+        element_type = tensor_pb2.ELEMENT_TYPE_FLOAT32
+    dtype = _DTYPES.get(element_type)
+    if dtype is None:
+        raise InvalidField("element_type", "must be ELEMENT_TYPE_FLOAT32 or ELEMENT_TYPE_FLOAT16")
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(array, dtype=dtype)
+    return tensor_pb2.Tensor(element_type=element_type, shape=np.shape(array), data=values.tobytes())
