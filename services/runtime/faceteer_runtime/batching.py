@@ -9,6 +9,7 @@ item at once, a busy one finds more of them. There is no timer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -285,8 +286,6 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
-    try:
+    # RuntimeError: the loop is closed, and nobody waits any more.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:
-        # The loop is closed: nobody waits any more.
-        pass

@@ -32,7 +32,7 @@ class BundleError(Exception):
 
 @dataclass(frozen=True)
 class BundlePart:
-    """One part: ``revision`` (16 hexadecimal digits), ``path`` of its directory, ``facts``: its entry in bundle.json."""
+    """One part: ``revision`` (16 hexadecimal digits), ``path`` of its directory, ``facts``: its bundle.json entry."""
 
     name: str
     revision: str
@@ -62,7 +62,7 @@ class Bundle:
         manifest = _read_manifest(directory)
         if manifest.get("format") != FORMAT:
             raise BundleError(
-                f"{directory / MANIFEST}: format {manifest.get('format')!r} is not known here (this version reads {FORMAT})"
+                f"{directory / MANIFEST}: format {manifest.get('format')!r} is unknown (this version reads {FORMAT})"
             )
         name = manifest.get("name")
         if not isinstance(name, str) or not name:

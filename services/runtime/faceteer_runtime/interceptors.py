@@ -12,7 +12,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -37,9 +37,14 @@ _log = logging.getLogger(__name__)
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 
 Behaviour = Callable[[Any, Any], Any]
+if TYPE_CHECKING:
+    # Generic in the stubs only.
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:
+    _Interceptor = grpc.aio.ServerInterceptor
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class CallInterceptor(_Interceptor):
     """Wraps every handler of ours."""
 
     def __init__(self, admission: Admission, metrics: Metrics) -> None:
@@ -69,19 +74,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream), **codecs)
         if handler.response_streaming:
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            return make(self._streaming(method, behaviour), **codecs)
-        make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        return make(self._unary(method, behaviour), **codecs)
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream), **codecs)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary), **codecs)
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codecs)
 
     def _unary(self, method: str, behaviour: Behaviour) -> Behaviour:
         call = _Calls(method, self._metrics)

@@ -41,7 +41,7 @@ def encode(key: str, record: Record) -> bytes:
     """The record as bytes that only ``key`` will accept.
 
     Raises:
-        RecordError: more than 255 entries, a name of more than 255 bytes, or a dtype outside float16/32/64, integers, bool.
+        RecordError: more than 255 entries, a name over 255 bytes, or a dtype that is no float, integer or bool.
     """
     if len(record) > 255:
         raise RecordError("a record holds at most 255 entries")

@@ -86,7 +86,7 @@ class RunningServer:
             await self._health.all_serving()
 
     async def stop(self, drain_seconds: float | None = None) -> None:
-        """NOT_SERVING, refuses new calls, lets running ones finish (at most ``drain_seconds``), stops, closes. Idempotent."""
+        """NOT_SERVING; lets running calls finish (at most ``drain_seconds``), stops, closes. Idempotent."""
         if self._stopping is None:
             if drain_seconds is None:
                 drain_seconds = self.resources.settings.drain_seconds

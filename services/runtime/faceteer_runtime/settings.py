@@ -86,7 +86,7 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def from_other(cls, other: ServiceSettings, **changes: Any) -> Self:
-        """Takes the fields it shares with ``other`` from there, ``changes`` first, the rest from environment and default."""
+        """Shared fields from ``other``, ``changes`` on top, the rest from environment and default."""
         shared = {name: getattr(other, name) for name in cls.model_fields if name in type(other).model_fields}
         return cls(**(shared | changes))
 
@@ -140,7 +140,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def fields_table(settings: type[ServiceSettings], *, without: type[ServiceSettings] | None = None) -> str:
-    """The settings as a Markdown table: flag, variable, default, meaning. ``without`` leaves out another class's fields."""
+    """A Markdown table: flag, variable, default, meaning. ``without`` leaves out another class's fields."""
     rows = ["| flag | environment | default | meaning |", "|---|---|---|---|"]
     for name, info in settings.model_fields.items():
         if without is not None and name in without.model_fields:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class SingleFlight:
         if flight is None:
             flight = _Flight(asyncio.ensure_future(_as_coroutine(factory)))
             self._flights[key] = flight
-            flight.task.add_done_callback(lambda task, flight=flight: self._land(key, flight, task))
+            flight.task.add_done_callback(partial(self._land, key, flight))
         flight.waiters += 1
         try:
             result: T = await asyncio.shield(flight.task)

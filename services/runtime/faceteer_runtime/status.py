@@ -1,4 +1,4 @@
-"""Errors as ``google.rpc.Status``: the one form in which a failure leaves a process, whole calls and single items alike.
+"""Errors as ``google.rpc.Status``: the one form in which failures leave a process, of calls and of items.
 
 Knows nothing of servers; text of exceptions that are not ours is never let out.
 """
@@ -9,6 +9,7 @@ import logging
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from faceteer_runtime.errors import FaceteerError
@@ -54,9 +55,7 @@ def status_code(status: status_pb2.Status) -> grpc.StatusCode:
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def _packed(
-    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
-) -> AnyMessage:
+def _packed(message: Message) -> AnyMessage:
     packed = AnyMessage()
     packed.Pack(message)
     return packed

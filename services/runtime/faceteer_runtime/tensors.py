@@ -48,17 +48,14 @@ def to_array(
     actual = tuple(tensor.shape)
     if len(actual) > _MAX_DIMENSIONS or any(length < 0 for length in actual):
         raise InvalidField(f"{field}.shape", f"{list(actual)[:9]} is not a shape")
-    if shape is not None and (
-        len(actual) != len(shape)
-        or any(want is not None and want != got for want, got in zip(shape, actual, strict=True))
-    ):
+    if shape is not None and not _fits(actual, shape):
         wanted = ", ".join("any" if length is None else str(length) for length in shape)
         raise InvalidField(f"{field}.shape", f"must be [{wanted}], not {list(actual)}")
     expected = math.prod(actual) * dtype.itemsize
     if len(tensor.data) != expected:
         raise InvalidField(
             f"{field}.data",
-            f"must hold {expected} bytes for shape {list(actual)} of {dtype.itemsize}-byte elements, not {len(tensor.data)}",
+            f"must hold {expected} bytes for shape {list(actual)} of {dtype.name}, not {len(tensor.data)}",
         )
     array = np.frombuffer(tensor.data, dtype=dtype).reshape(actual).astype(np.float32, copy=False)
     if finite and not np.isfinite(array).all():
@@ -67,7 +64,9 @@ def to_array(
     return array
 
 
-def to_tensor(array: np.ndarray, element_type: int = tensor_pb2.ELEMENT_TYPE_FLOAT32) -> tensor_pb2.Tensor:
+def to_tensor(
+    array: np.ndarray, element_type: tensor_pb2.ElementType.ValueType = tensor_pb2.ELEMENT_TYPE_FLOAT32
+) -> tensor_pb2.Tensor:
     """Writes an array as a tensor of ``element_type``; UNSPECIFIED is float32.
 
     Raises:
@@ -81,3 +80,9 @@ def to_tensor(array: np.ndarray, element_type: int = tensor_pb2.ELEMENT_TYPE_FLO
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(array, dtype=dtype)
     return tensor_pb2.Tensor(element_type=element_type, shape=np.shape(array), data=values.tobytes())
+
+
+def _fits(actual: tuple[int, ...], shape: Sequence[int | None]) -> bool:
+    if len(actual) != len(shape):
+        return False
+    return all(wanted is None or wanted == length for wanted, length in zip(shape, actual, strict=True))
