@@ -1,0 +1,164 @@
+"""Train the picture autoencoder: diffusers' VQModel in MoVQ's form (spatial norm), 64 px <-> 16 x 16 latents.
+
+Kandinsky's pipeline decodes without quantising, so none is trained; the codebook is there for the format's sake.
+It knows nothing of scenes or embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from diffusers.models.attention_processor import SpatialNorm
+
+from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_generator, step_rng
+
+
+@dataclass(frozen=True)
+class MovqSettings:
+    """`channels` from the picture's resolution down; each further entry halves it. Multiples of 32: spatial norm
+    has 32 groups."""
+
+    channels: tuple[int, ...] = (32, 64, 96)
+    latent_channels: int = 8
+    layers: int = 1
+    batch: int = 8
+    peak_rate: float = 2e-3
+    latent_noise: float = 0.06  # standard deviation added to latents in training, so that the decoder forgives
+
+
+def build_movq(settings: MovqSettings) -> VQModel:
+    """An untrained model."""
+    depth = len(settings.channels)
+    return VQModel(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        block_out_channels=settings.channels,
+        layers_per_block=settings.layers,
+        latent_channels=settings.latent_channels,
+        sample_size=64,
+        num_vq_embeddings=16,
+        norm_type="spatial",
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+
+
+def to_tensor(pictures: npt.NDArray[np.uint8], device: torch.device | str = "cpu") -> torch.Tensor:
+    """uint8 [b, h, w, 3] -> float32 [b, 3, h, w] in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_pictures(images: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """float [b, 3, h, w] in -1..1 -> uint8 [b, h, w, 3], rounded as diffusers' image processor does."""
+    shares = (images.float() / 2 + 0.5).clamp(0, 1)
+    return (shares.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
+
+
+def _edges(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return images[..., 1:, :] - images[..., :-1, :], images[..., 1:] - images[..., :-1]
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 and squared error, and half of L1 on both image gradients, which keeps edges sharp."""
+    output = output.float()
+    rows, columns = (F.l1_loss(a, b) for a, b in zip(_edges(output), _edges(target), strict=True))
+    return F.l1_loss(output, target) + F.mse_loss(output, target) + 0.5 * (rows + columns)
+
+
+def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Peak signal to noise ratio in dB of images in -1..1, over all of them at once."""
+    return float(10 * torch.log10(4.0 / F.mse_loss(output.float().clamp(-1, 1), target)))
+
+
+@torch.no_grad()
+def normalise_latents(model: VQModel, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Fold (z - mean) / std into the weights, so that `encode` gives unit latents and `decode` takes them.
+
+    `mean`, `std` [latent_channels]. The pipeline has no scaling factor: everything that makes or reads latents is
+    changed: quant_conv and the codebook on their way out, post_quant_conv and every spatial norm on their way in.
+    """
+    model.quant_conv.weight /= std[:, None, None, None]
+    model.quant_conv.bias.copy_((model.quant_conv.bias - mean) / std)
+    model.quantize.embedding.weight.copy_((model.quantize.embedding.weight - mean) / std)
+    readers = [model.post_quant_conv]
+    for module in model.modules():
+        if isinstance(module, SpatialNorm):
+            readers += [module.conv_y, module.conv_b]
+    for conv in readers:
+        conv.bias += conv.weight[:, :, 0, 0] @ mean
+        conv.weight *= std[None, :, None, None]
+
+
+@torch.no_grad()
+def encode_all(model: VQModel, pictures: npt.NDArray[np.uint8], batch: int = 64) -> torch.Tensor:
+    """Latents float16 [n, c, h, w] of uint8 pictures [n, 64, 64, 3]."""
+    device = model.device
+    parts = []
+    for start in range(0, len(pictures), batch):
+        with autocast(device):
+            latents = model.encode(to_tensor(pictures[start : start + batch], device)).latents
+        parts.append(latents.to("cpu", torch.float16))
+    return torch.cat(parts)
+
+
+def train_movq(
+    pictures: npt.NDArray[np.uint8],
+    held_out: npt.NDArray[np.uint8],
+    directory: Path,
+    budget: Budget,
+    settings: MovqSettings | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    log_every: int = 200,
+) -> VQModel:
+    """Train on uint8 pictures [n, 64, 64, 3]; returns the averaged weights with unit latents, in float32."""
+    settings = settings or MovqSettings()
+    torch.manual_seed(seed)
+    on = torch.device(device)
+    model = build_movq(settings).to(on).train()
+    optimizer = torch.optim.AdamW(model.parameters(), settings.peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    ema = Ema(model, 0.998)
+    run = Run(directory, "movq", budget, {"model": model, "optimizer": optimizer, "ema": ema})
+    for step in run.steps():
+        rows = np.sort(step_rng(seed, step).integers(0, len(pictures), settings.batch))
+        target = to_tensor(pictures[rows], on)
+        rate = learning_rate(settings.peak_rate, step, run.progress)
+        set_rate(optimizer, rate)
+        with autocast(on):
+            latents = model.encode(target).latents
+            noise = torch.randn(latents.shape, generator=step_generator(seed, step)).to(on)
+            output = model.decode(latents + settings.latent_noise * noise, force_not_quantize=True).sample
+        # latents beyond +-1 cost a little: the noise above must stay noticeable
+        loss = reconstruction_loss(output, target) + 1e-3 * F.relu(latents.float().square() - 1).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update(model, step)
+        if step % log_every == 0:
+            run.log(loss=loss.item(), psnr=psnr(output, target), rate=rate)
+    return finish_movq(ema, settings, pictures, held_out, run)
+
+
+@torch.no_grad()
+def finish_movq(
+    ema: Ema, settings: MovqSettings, pictures: npt.NDArray[np.uint8], held_out: npt.NDArray[np.uint8], run: Run
+) -> VQModel:
+    """The averaged weights as a model with unit latents; logs its PSNR on held-out pictures."""
+    model = build_movq(settings)
+    model.load_state_dict({name: weight.cpu() for name, weight in ema.weights.items()})
+    model.eval()
+    latents = encode_all(model, pictures[: min(len(pictures), 1024)]).float()
+    normalise_latents(model, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    target = to_tensor(held_out[:256])
+    output = model.decode(model.encode(target).latents, force_not_quantize=True).sample
+    run.log(held_out_psnr=psnr(output, target))
+    return model
