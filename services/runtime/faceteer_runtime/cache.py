@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from faceteer_runtime.cache_keys import KINDS
 from faceteer_runtime.lru import Lru
 from faceteer_runtime.metrics import Metrics
-from faceteer_runtime.record import Record, RecordError, decode, encode, frozen
+from faceteer_runtime.record import Record, RecordError, decode, encode, frozen, size_of
 from faceteer_runtime.redis_tier import RedisTier
 from faceteer_runtime.settings import ServiceSettings
 from faceteer_runtime.single_flight import SingleFlight
@@ -76,10 +77,7 @@ class Cache:
         tier = self._tier()
         if tier is None:
             return
-        try:
-            tier.put(key, encode(key, kept))
-        except RecordError as error:
-            _log.error("cannot write %s to Redis: %s", key, error)
+        tier.put(key, size_of(kept), partial(encode, key, kept))
 
     async def flush(self, timeout_s: float = 1.0) -> bool:
         """Waits until queued writes are done, at most ``timeout_s``; whether they were."""

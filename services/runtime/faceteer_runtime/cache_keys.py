@@ -18,7 +18,7 @@ FEATURES = "features"
 IMAGE = "image"
 KINDS = (EMBEDS, FEATURES, IMAGE)
 
-_EMBEDDING_ID = re.compile(r"[0-9a-f]{1,64}-[0-9a-f]{64}\Z")
+_EMBEDDING_ID = re.compile(r"[A-Za-z0-9_.+]{1,64}-[0-9a-f]{64}\Z")
 
 
 def content_hash(*parts: bytes) -> str:
@@ -51,12 +51,17 @@ def embedding_id(encoder_revision: str, *parts: bytes) -> str:
 
 
 def is_embedding_id(value: str) -> bool:
-    """Whether ``value`` has the form of an embedding id; anything else cannot be in the cache."""
+    """Whether ``value`` has the form of an embedding id."""
     return _EMBEDDING_ID.match(value) is not None
 
 
 def embeds_key(embedding_id: str) -> str:
-    """The cache key under which an embedding's Record {"embeds": float32 [d]} lies."""
+    """The cache key under which an embedding's Record {"embeds": float32 [d]} lies.
+
+    An id comes from outside: one without an id's form gets a key too, of bounded length, under which nothing lies.
+    """
+    if not is_embedding_id(embedding_id):
+        return cache_key(EMBEDS, "none", embedding_id.encode())
     revision, _, digest = embedding_id.partition("-")
     return f"faceteer:{SCHEMA}:{EMBEDS}:{revision}:{digest}"
 

@@ -28,12 +28,8 @@ class Health:
             await self._servicer.set(name, _NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
-    async def serving(self, service: str) -> None:
-        """One service has passed its warm-up."""
-        await self._servicer.set(service, _SERVING)
-
     async def all_serving(self) -> None:
-        """Every service has."""
+        """Every service has passed its warm-up."""
         for name in self._names:
             await self._servicer.set(name, _SERVING)
 

@@ -177,7 +177,8 @@ async def _end(error: BaseException, context: Any, request_id: str, call: _Calls
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # The caller went away, its deadline passed, or the server stops: gRPC cancelled this task and knows.
-            return "CANCELLED", error
+            remaining = context.time_remaining()
+            return "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED", error
         # Something that the handler waited for was cancelled inside. Left alone, this would make gRPC believe that the
         # call was cancelled, and the caller would wait for ever (grpc #29248).
         inner = RuntimeError("work that this call waited for was cancelled")

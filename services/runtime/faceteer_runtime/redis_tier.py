@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from faceteer_runtime.breaker import Breaker
 from faceteer_runtime.metrics import BREAKER_STATES, Metrics
@@ -44,7 +45,7 @@ class RedisTier:
         self._writer = _client(url, _WRITE_S, 2)
         self.breaker = Breaker(on_change=self._on_breaker)
         self._gets = asyncio.Semaphore(_CONCURRENT_GETS)
-        self._queue: deque[tuple[str, bytes]] = deque()
+        self._queue: deque[tuple[str, int, Callable[[], bytes]]] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
@@ -81,18 +82,24 @@ class RedisTier:
         self.breaker.success()
         return [value if isinstance(value, bytes) else None for value in values]
 
-    def put(self, key: str, value: bytes) -> None:
-        """Queues a write; drops it when the queue is full or Redis does not answer. Never blocks."""
+    def put(self, key: str, size: int, make: Callable[[], bytes]) -> None:
+        """Queues a write; drops it when the queue is full or Redis does not answer. Never blocks.
+
+        Args:
+            key: where.
+            size: bytes of the value, about.
+            make: makes the value, later: the caller's answer does not wait for it. May raise ValueError.
+        """
         if self._closed:
             return
         if self.breaker.state == "open":
             self._dropped("breaker_open")
             return
-        if len(self._queue) >= _MAX_QUEUED or self._queued_bytes + len(value) > _MAX_QUEUED_BYTES:
+        if len(self._queue) >= _MAX_QUEUED or self._queued_bytes + size > _MAX_QUEUED_BYTES:
             self._dropped("queue_full")
             return
-        self._queue.append((key, value))
-        self._queued_bytes += len(value)
+        self._queue.append((key, size, make))
+        self._queued_bytes += size
         self._written.clear()
         self._wake.set()
         if self._writing is None or self._writing.done():
@@ -132,11 +139,18 @@ class RedisTier:
 
     async def _write_some(self) -> None:
         batch: list[tuple[str, bytes]] = []
-        size = 0
-        while self._queue and len(batch) < _MAX_PIPELINE and size < _MAX_PIPELINE_BYTES:
-            batch.append(self._queue.popleft())
-            size += len(batch[-1][1])
-        self._queued_bytes -= size
+        total = 0
+        while self._queue and len(batch) < _MAX_PIPELINE and total < _MAX_PIPELINE_BYTES:
+            key, size, make = self._queue.popleft()
+            total += size
+            try:
+                batch.append((key, make()))
+            except ValueError as error:
+                self._dropped("unencodable")
+                _log.error("cannot write %s to Redis: %s", key, error)
+        self._queued_bytes -= total
+        if not batch:
+            return
         if not self.breaker.allow():
             self._dropped("breaker_open", len(batch))
             return
@@ -200,4 +214,5 @@ def _client(url: str, timeout_s: float, connections: int) -> redis.asyncio.Redis
         # Naming the library would cost two round trips on every new connection.
         lib_name=None,
         lib_version=None,
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )

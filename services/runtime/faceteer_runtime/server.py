@@ -74,7 +74,7 @@ class RunningServer:
         return self._metrics_server.port if self._metrics_server else None
 
     async def warm_up(self) -> None:
-        """Warms up every service; each is SERVING as soon as its own has passed, calls are taken when all have.
+        """Warms up every service; when all have passed, calls are taken and everything is SERVING.
 
         Raises:
             Exception: what a warm-up raised; the server should be stopped.
@@ -185,6 +185,10 @@ def run(settings: ServiceSettings, build: Build) -> None:
             runner.run(_serve(settings, build))
     except (StartupError, BundleError, FaceteerError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        _log.exception("cannot go on")
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
