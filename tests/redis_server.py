@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 _START_S = 10.0
 
@@ -66,7 +68,9 @@ class RedisServer:
         deadline = time.monotonic() + _START_S
         while True:
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError), self.client() as client:
-                client.ping()
+                # A server with a password answers too.
+                with contextlib.suppress(redis.AuthenticationError):
+                    client.ping()
                 return self
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
@@ -96,7 +100,8 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A client of the tests' own, to look at what is stored; use it as a context manager."""
-        return redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2)
+        no_retry = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=no_retry)
 
     def __enter__(self) -> RedisServer:
         return self.start()

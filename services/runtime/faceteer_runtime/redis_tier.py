@@ -212,7 +212,6 @@ def _client(url: str, timeout_s: float, connections: int) -> redis.asyncio.Redis
         protocol=2,
         decode_responses=False,
         # Naming the library would cost two round trips on every new connection.
-        lib_name=None,
-        lib_version=None,
+        driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
