@@ -184,19 +184,32 @@ async def _end(error: BaseException, context: Any, request_id: str, call: _Calls
         inner = RuntimeError("work that this call waited for was cancelled")
         inner.__cause__ = error
         error = inner
-    elif not isinstance(error, Exception):
-        # KeyboardInterrupt, SystemExit: not about this call.
+    elif isinstance(error, NotImplementedError) and _name(context.code()) == "UNIMPLEMENTED":
+        # What a generated servicer does for a method that its subclass left out.
+        return "UNIMPLEMENTED", await _aborted(context, grpc.StatusCode.UNIMPLEMENTED, "not served here", request_id)
+    elif not isinstance(error, Exception | SystemExit):
+        # KeyboardInterrupt: about the process. A SystemExit comes from some library's idea of an error.
         return "UNKNOWN", error
     status = error_to_status(error, request_id)
     code = status_code(status)
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("%s/%s: %s: %s", call.service, call.method, code.name, status.message)
-    metadata = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id))
+    details = status.SerializeToString()
+    return code.name, await _aborted(context, code, status.message, request_id, details)
+
+
+async def _aborted(
+    context: Any, code: grpc.StatusCode, message: str, request_id: str, details: bytes | None = None
+) -> BaseException:
+    """Answers with a status; what gRPC raises to say that the call is over."""
+    metadata: tuple[tuple[str, str | bytes], ...] = ((REQUEST_ID_KEY, request_id),)
+    if details is not None:
+        metadata += ((DETAILS_KEY, details),)
     try:
-        await context.abort(code, status.message, metadata)
+        await context.abort(code, message, metadata)
     except BaseException as aborted:
-        return code.name, aborted
-    return code.name, error
+        return aborted
+    raise AssertionError("abort returned")
 
 
 def _name(code: Any) -> str:

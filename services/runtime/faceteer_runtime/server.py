@@ -24,7 +24,7 @@ from faceteer_runtime.errors import FaceteerError
 from faceteer_runtime.health import Health
 from faceteer_runtime.interceptors import CallInterceptor
 from faceteer_runtime.logs import configure_logging
-from faceteer_runtime.metrics import MetricsServer
+from faceteer_runtime.metrics import Metrics, MetricsServer
 from faceteer_runtime.service import Resources, Service, open_resources
 from faceteer_runtime.settings import ServiceSettings, split_address
 
@@ -41,37 +41,34 @@ class StartupError(Exception):
 
 
 class RunningServer:
-    """A server that serves (or still warms up, see :func:`start`)."""
+    """A server that serves, or still warms up (see :func:`start`).
+
+    Attributes:
+        port: the port bound.
+        address: where a client on this machine reaches it.
+        resources: what its services share.
+        services: those it serves.
+    """
 
     def __init__(
         self,
         server: grpc.aio.Server,
-        port: int,
-        resources: Resources,
         services: list[Service],
+        resources: Resources,
         health: Health,
         admission: Admission,
-        own_resources: bool,
+        close: contextlib.AsyncExitStack,
     ) -> None:
-        host, _ = split_address(resources.settings.listen)
-        self.port = port
-        self.address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"
+        self.address = resources.address
+        self.port = split_address(resources.address)[1]
         self.resources = resources
         self.services = services
+        self.metrics_port: int | None = None
         self._server = server
         self._health = health
         self._admission = admission
-        self._own_resources = own_resources
-        self._metrics_server: MetricsServer | None = None
+        self._close = close
         self._stopping: asyncio.Task[None] | None = None
-        if resources.settings.metrics_listen is not None:
-            self._metrics_server = MetricsServer(resources.metrics, resources.settings.metrics_listen)
-        resources.metrics.calls_in_flight.set_function(lambda: admission.in_flight)
-
-    @property
-    def metrics_port(self) -> int | None:
-        """The Prometheus endpoint's port, if there is one."""
-        return self._metrics_server.port if self._metrics_server else None
 
     async def warm_up(self) -> None:
         """Warms up every service; when all have passed, calls are taken and everything is SERVING.
@@ -99,15 +96,7 @@ class RunningServer:
         if not await self._admission.wait_idle(drain_seconds):
             _log.warning("stopping with %d calls unfinished", self._admission.in_flight)
         await self._server.stop(_FLUSH_S)
-        for service in reversed(self.services):
-            try:
-                await service.close()
-            except Exception:
-                _log.exception("closing %s", service.name)
-        if self._metrics_server is not None:
-            await asyncio.to_thread(self._metrics_server.close)
-        if self._own_resources:
-            await self.resources.cache.close()
+        await self._close.aclose()
 
 
 async def start(
@@ -125,12 +114,53 @@ async def start(
         StartupError: the address cannot be bound.
         BundleError: the bundle cannot be used.
     """
-    own_resources = resources is None
-    if resources is None:
-        resources = open_resources(settings)
-    admission = Admission()
-    server = grpc.aio.server(
-        interceptors=(CallInterceptor(admission, resources.metrics),),
+    async with contextlib.AsyncExitStack() as stack:
+        if resources is None:
+            resources = open_resources(settings)
+            stack.push_async_callback(resources.cache.close)
+        admission = Admission()
+        server = _grpc_server(settings, CallInterceptor(admission, resources.metrics))
+        # Before the models load: a port in use should not take a minute to be noticed.
+        resources.address = _bind(server, settings.listen)
+        started = False
+
+        async def release() -> None:
+            # One that was bound but never started keeps its port, and cannot be stopped either.
+            if not started:
+                await server.start()
+            await server.stop(None)
+
+        stack.push_async_callback(release)
+        metrics_server = _metrics_server(settings, resources.metrics)
+        if metrics_server is not None:
+            stack.push_async_callback(asyncio.to_thread, metrics_server.close)
+        built = build(resources)
+        services = [built] if isinstance(built, Service) else list(built)
+        for service in services:
+            stack.push_async_callback(_close_service, service)
+            service.register(server)
+        health = Health(service.name for service in services)
+        await health.register(server)
+        if settings.reflection:
+            names = [*(service.name for service in services), "grpc.health.v1.Health", reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, server)
+        await server.start()
+        started = True
+        running = RunningServer(server, services, resources, health, admission, stack.pop_all())
+    resources.metrics.calls_in_flight.set_function(lambda: admission.in_flight)
+    running.metrics_port = metrics_server.port if metrics_server is not None else None
+    if warm_up:
+        try:
+            await running.warm_up()
+        except BaseException:
+            await running.stop(0.0)
+            raise
+    return running
+
+
+def _grpc_server(settings: ServiceSettings, interceptor: CallInterceptor) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=(interceptor,),
         options=(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -141,34 +171,34 @@ async def start(
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ),
     )
-    # Before the models load: a port in use should not take a minute to be noticed.
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    """Binds, and returns where a client on this machine reaches the server."""
     try:
-        port = server.add_insecure_port(settings.listen)
+        port = server.add_insecure_port(listen)
     except RuntimeError:
         port = 0
     if port == 0:
-        raise StartupError(f"cannot listen on {settings.listen}: in use, or not an address of this machine")
-    built = build(resources)
-    services = [built] if isinstance(built, Service) else list(built)
-    health = Health(service.name for service in services)
-    for service in services:
-        service.register(server)
-    await health.register(server)
-    if settings.reflection:
-        names = [service.name for service in services]
-        reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
+        raise StartupError(f"cannot listen on {listen}: in use, or not an address of this machine")
+    host, _ = split_address(listen)
+    return f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"
+
+
+def _metrics_server(settings: ServiceSettings, metrics: Metrics) -> MetricsServer | None:
+    if settings.metrics_listen is None:
+        return None
     try:
-        running = RunningServer(server, port, resources, services, health, admission, own_resources)
+        return MetricsServer(metrics, settings.metrics_listen)
     except OSError as error:
         raise StartupError(f"cannot serve metrics on {settings.metrics_listen}: {error.strerror}") from None
-    await server.start()
-    if warm_up:
-        try:
-            await running.warm_up()
-        except BaseException:
-            await running.stop(0.0)
-            raise
-    return running
+
+
+async def _close_service(service: Service) -> None:
+    try:
+        await service.close()
+    except Exception:
+        _log.exception("closing %s", service.name)
 
 
 def run(settings: ServiceSettings, build: Build) -> None:

@@ -39,12 +39,21 @@ class Service:
 
 @dataclass
 class Resources:
-    """What the services of one process share."""
+    """What the services of one process share.
+
+    Attributes:
+        settings: of this process.
+        bundle: without parts where the settings need none.
+        cache: see :mod:`faceteer_runtime.cache`.
+        metrics: see :mod:`faceteer_runtime.metrics`.
+        address: where a client on this machine reaches this process; set before services are built.
+    """
 
     settings: ServiceSettings
     bundle: Bundle
     cache: Cache
     metrics: Metrics
+    address: str = ""
 
 
 def open_resources(settings: ServiceSettings) -> Resources:
