@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +80,23 @@ class Ema:
 class Run:
     """One training run: its loop, its checkpoint, its log (one JSON object a line)."""
 
-    def __init__(self, directory: Path, name: str, budget: Budget, state: dict[str, Any], save_every: float = 60) -> None:
-        """`state` maps names to things with state_dict and load_state_dict, or to an `Ema`."""
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        budget: Budget,
+        state: dict[str, Any],
+        save_every: float = 60,
+        agree: Callable[[float], float] | None = None,
+        leader: bool = True,
+    ) -> None:
+        """`state` maps names to things with state_dict and load_state_dict, or to an `Ema`.
+
+        Of several processes that train together only the `leader` saves and logs, and `agree` turns each one's
+        elapsed seconds into a figure that all of them share, so that they stop at the same step.
+        """
         self.directory, self.name, self.budget, self.save_every = directory, name, budget, save_every
-        self.parts = state
+        self.parts, self.agree, self.leader = state, agree, leader
         self.checkpoint = directory / f"{name}.ckpt"
         self.step, self.elapsed = 0, 0.0
         directory.mkdir(parents=True, exist_ok=True)
@@ -108,12 +121,13 @@ class Run:
         """
         started, before, saved = time.monotonic(), self.elapsed, time.monotonic()
         columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True, disable=not os.isatty(2)) as bar:
+        with Progress(*columns, transient=True, disable=not (self.leader and os.isatty(2))) as bar:
             task = bar.add_task(self.name, total=self.budget.steps or 1000)
             while self.progress < 1.0 and self.step != stop_after:
                 yield self.step
                 self.step += 1
-                self.elapsed = before + time.monotonic() - started
+                elapsed = before + time.monotonic() - started
+                self.elapsed = self.agree(elapsed) if self.agree else elapsed
                 bar.update(task, completed=self.step if self.budget.steps else round(1000 * self.progress))
                 if time.monotonic() - saved > self.save_every:
                     self.save()
@@ -122,6 +136,8 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
+        if not self.leader:
+            return
         parts = {key: p.weights if isinstance(p, Ema) else p.state_dict() for key, p in self.parts.items()}
         draft = self.checkpoint.with_suffix(".part")
         torch.save({"step": self.step, "elapsed": self.elapsed, **parts}, draft)
@@ -129,6 +145,8 @@ class Run:
 
     def log(self, **figures: float | str | dict[str, float]) -> None:
         """Add a line to the run's log, and show it."""
+        if not self.leader:
+            return
         rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
         line = json.dumps({"step": self.step, "minutes": round(self.elapsed / 60, 2), **rounded})
         with (self.directory / f"{self.name}.log.jsonl").open("a") as log:

@@ -1,0 +1,1 @@
+"""Measure a postcards bundle against the known truth of its pictures."""

@@ -1,0 +1,183 @@
+"""Does turning a feature change that, and only that? Every answer is the judge's, beside its controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from faceteer_trainer.evaluation.editing import Edit, apply_edits, transfer
+from faceteer_trainer.evaluation.judge import Judge, judge_pictures
+from faceteer_trainer.evaluation.metrics import Share, share_of
+from faceteer_trainer.evaluation.painter import Painter
+from faceteer_trainer.evaluation.representation import Embedded, ValueFeature
+from faceteer_trainer.postcards.bundle import LoadedBundle
+from faceteer_trainer.postcards.unet import split_seeds
+from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS
+
+Codes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One value's pictures: `rows` of the pool, `codes` judged after the edit, `unedited` judged before it."""
+
+    factor: int
+    code: int
+    codes: Codes
+    unedited: Codes
+
+    @property
+    def reached(self) -> Share:
+        """How many show the value."""
+        return share_of(self.codes[:, self.factor] == self.code)
+
+    @property
+    def kept(self) -> Share:
+        """How many of the other factors are judged as they were before, over pictures and factors."""
+        return kept_factors(self.codes, self.unedited, self.factor)
+
+
+def kept_factors(after: Codes, before: Codes, but: int | list[int]) -> Share:
+    """The share of factors other than `but` judged the same."""
+    return share_of(np.delete(after == before, but, axis=1))
+
+
+class Steering:
+    """The experiments over one pool of held-out pictures, each with a noise seed of its own."""
+
+    def __init__(
+        self, bundle: LoadedBundle, judge: Judge, painter: Painter, pool: Embedded, train: Embedded,
+        best: list[ValueFeature], seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.bundle, self.judge, self.painter, self.pool, self.best = bundle, judge, painter, pool, best
+        self.rng = np.random.default_rng(seed)
+        self.seeds = split_seeds(seed, len(pool.codes))
+        self.before_pictures = painter(pool.embeds, self.seeds)
+        self.before = judge_pictures(judge, self.before_pictures)
+        other = painter(pool.embeds, split_seeds(seed + 1, len(pool.codes)))
+        self.other_noise = judge_pictures(judge, other)
+        self.means = self._class_means(train)
+        fires = (bundle.sae.encode(train.embeds) > 0).float().mean(0)
+        self.common = torch.nonzero(fires > 0.005).flatten().tolist()
+
+    @staticmethod
+    def _class_means(train: Embedded) -> dict[tuple[int, int], torch.Tensor]:
+        return {
+            (index, code): train.embeds[torch.from_numpy(train.codes[:, index] == code)].mean(0)
+            for index, values in enumerate(FACTORS.values())
+            for code in range(len(values))
+        }
+
+    def new_noise_keeps(self) -> dict[str, Any]:
+        """What a new noise seed alone keeps: the ceiling for `kept`."""
+        by_factor = {
+            name: share_of(self.other_noise[:, i] == self.before[:, i]).as_dict() for i, name in enumerate(FACTOR_NAMES)
+        }
+        return {"all": share_of(self.other_noise == self.before).as_dict(), "by_factor": by_factor}
+
+    def _rows(self, index: int, code: int, count: int, having: bool = False) -> npt.NDArray[np.int64]:
+        """Pictures of the pool that lack the value (or have it), judged so as well as drawn so."""
+        fits = (self.pool.codes[:, index] == code) == having
+        fits &= (self.before[:, index] == code) == having
+        return np.flatnonzero(fits)[:count]
+
+    def _paint(self, embeds: torch.Tensor, rows: npt.NDArray[np.int64]) -> Codes:
+        return judge_pictures(self.judge, self.painter(embeds, [self.seeds[row] for row in rows]))
+
+    def _edit(self, rows: npt.NDArray[np.int64], edits: list[Edit]) -> torch.Tensor:
+        return apply_edits(self.bundle.sae, self.bundle.statistics, self.pool.embeds[rows], edits)
+
+    def run_arm(self, arm: str, count: int, scaled: float = 1.0) -> dict[str, Trial]:
+        """One treatment over every value: switch, set, wrong_sign, random, means or ablate."""
+        jobs, spans = [], []
+        for value in self.best:
+            index, code = FACTOR_NAMES.index(value.factor), FACTORS[value.factor].index(value.value)
+            rows = self._rows(index, code, count, having=arm == "ablate")
+            jobs.append(self._treat(arm, value, rows, scaled))
+            spans.append((value, index, code, rows))
+        rows_all = np.concatenate([rows for *_, rows in spans])
+        judged = self._paint(torch.cat(jobs), rows_all)
+        trials, start = {}, 0
+        for value, index, code, rows in spans:
+            trials[value.name] = Trial(index, code, judged[start : start + len(rows)], self.before[rows])
+            start += len(rows)
+        return trials
+
+    def _treat(self, arm: str, value: ValueFeature, rows: npt.NDArray[np.int64], scaled: float) -> torch.Tensor:
+        embeds = self.pool.embeds[rows]
+        if arm in ("set", "switch"):
+            return self._edit(rows, [Edit(value.feature, scaled, arm == "switch")])
+        if arm == "wrong_sign":
+            return self._edit(rows, [Edit(value.feature, -scaled)])
+        if arm == "ablate":
+            return self._edit(rows, [Edit(value.feature, 0.0)])
+        if arm == "random":
+            moved = self._edit(rows, [Edit(value.feature, scaled, switch=True)]) - embeds
+            others = [f for f in self.common if f != value.feature]
+            picked = torch.tensor(self.rng.choice(others, len(rows)))
+            return embeds + moved.norm(dim=-1, keepdim=True) * self.bundle.sae.W_dec[picked]
+        if arm == "means":
+            index, code = FACTOR_NAMES.index(value.factor), FACTORS[value.factor].index(value.value)
+            now = torch.stack([self.means[index, int(c)] for c in self.pool.codes[rows, index]])
+            return embeds + self.means[index, code] - now
+        raise ValueError(f"no such arm: {arm}")
+
+    def stack(self, edits: int, count: int) -> dict[str, Any]:
+        """`edits` switches at once on factors drawn at random: the share of targets reached, and of the rest kept."""
+        features = {(v.factor, v.value): v.feature for v in self.best}
+        rows, jobs, wanted = np.arange(min(count, len(self.before))), [], []
+        for row in rows:
+            factors = sorted(self.rng.permutation(len(FACTOR_NAMES))[:edits].tolist())
+            goal = {}
+            for index in factors:
+                values = FACTORS[FACTOR_NAMES[index]]
+                goal[index] = int((self.pool.codes[row, index] + 1 + self.rng.integers(len(values) - 1)) % len(values))
+            names = [(FACTOR_NAMES[i], FACTORS[FACTOR_NAMES[i]][c]) for i, c in goal.items()]
+            jobs.append(self._edit(np.array([row]), [Edit(features[name], 1.0, True) for name in names]))
+            wanted.append(goal)
+        judged = self._paint(torch.cat(jobs), rows)
+        reached = np.array([judged[n, i] == c for n, goal in enumerate(wanted) for i, c in goal.items()])
+        every = np.array([all(judged[n, i] == c for i, c in goal.items()) for n, goal in enumerate(wanted)])
+        rest = [judged[n, i] == self.before[n, i] for n, goal in enumerate(wanted) for i in range(8) if i not in goal]
+        return {"reached": share_of(reached).as_dict(), "all_reached": share_of(every).as_dict(),
+                "kept": share_of(np.array(rest, bool)).as_dict()}  # fmt: skip
+
+    def carry_over(self, count: int) -> dict[str, Any]:
+        """B differs from A in one factor; A's way to B, applied to C that lacks B's value. B is found in the pool's
+        embeddings by drawing: the caller gives triples."""
+        total, kept = Share(0, 0), Share(0, 0)
+        sources, targets, onto, goals = self._triples(count)
+        embeds = transfer(self.bundle.sae, sources, targets, self.pool.embeds[onto])
+        judged = self._paint(embeds, onto)
+        for row, (index, code), codes in zip(onto, goals, judged, strict=True):
+            total += share_of(codes[index : index + 1] == code)
+            kept += kept_factors(codes[None], self.before[row][None], index)
+        return {"reached": total.as_dict(), "kept": kept.as_dict()}
+
+    def _triples(
+        self, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64], list[tuple[int, int]]]:
+        from faceteer_trainer.postcards.clip import embed_pictures
+        from faceteer_trainer.postcards.render import render
+        from faceteer_trainer.postcards.world import Scene
+
+        onto, goals, before, after = [], [], [], []
+        for number in range(count):
+            index = number % len(FACTOR_NAMES)
+            row = int(self.rng.integers(len(self.pool.codes)))
+            other = self.pool.codes[int(self.rng.integers(len(self.pool.codes)))].copy()
+            other[index] = self.pool.codes[row, index]  # A shares C's value of this factor, and nothing else by design
+            values = len(FACTORS[FACTOR_NAMES[index]])
+            code = int((other[index] + 1 + self.rng.integers(values - 1)) % values)
+            changed = other.copy()
+            changed[index] = code
+            before.append(render(Scene.from_codes(other, 900_000_000 + number)))
+            after.append(render(Scene.from_codes(changed, 950_000_000 + number)))
+            onto.append(row)
+            goals.append((index, code))
+        encoder = self.bundle.encoder
+        return embed_pictures(encoder, np.stack(before)), embed_pictures(encoder, np.stack(after)), np.array(onto), goals

@@ -1,0 +1,107 @@
+"""Put the trained parts together as a bundle in docs/bundles.md's layout, and take one apart again.
+
+It knows the format and nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
+from faceteer_runtime import bundle as bundle_format
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file, save_file
+
+from faceteer_trainer.postcards.clip import load_encoder
+from faceteer_trainer.postcards.unet import build_scheduler
+from faceteer_trainer.sae.model import SparseAutoencoder, load_sae
+from faceteer_trainer.sae.statistics import FeatureStatistics, load_statistics
+
+STEPS = 25
+GUIDANCE = 2.0
+DESCRIPTION = "Small pictures that this project draws itself, with known ground truth: the embedded default."
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """Every model of a bundle, in float32 and eval mode."""
+
+    encoder: open_clip.CLIP
+    tokenizer: SimpleTokenizer
+    sae: SparseAutoencoder
+    statistics: FeatureStatistics
+    unet: UNet2DConditionModel
+    movq: VQModel
+    scheduler: DDIMScheduler
+    negative: torch.Tensor  # [1, d]
+    steps: int
+    guidance: float
+
+
+@torch.no_grad()
+def negative_embeds(encoder: open_clip.CLIP) -> torch.Tensor:
+    """The embedding [1, d] of pixels that are all zero after preprocessing: a mean-grey picture."""
+    size = encoder.visual.image_size
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    device = next(encoder.parameters()).device
+    return encoder.encode_image(torch.zeros(1, 3, height, width, device=device)).float().cpu()
+
+
+def write_generator(unet: UNet2DConditionModel, movq: VQModel, negative: torch.Tensor, directory: Path) -> None:
+    """Write generator/ as KandinskyV22Pipeline saves itself, in float16. The models given are left as they are."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    for name, model in (("unet", unet), ("movq", movq)):
+        kind = type(model)
+        half = kind.from_config(model.config)
+        half.load_state_dict(model.state_dict())
+        half.half().save_pretrained(directory / name)
+    build_scheduler().save_pretrained(directory / "scheduler")
+    index = {
+        "_class_name": "KandinskyV22Pipeline",
+        "_diffusers_version": "0.42.1",
+        "movq": ["diffusers", "VQModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    save_file({"negative_image_embeds": negative.float()}, directory / "negative_embeds.safetensors")
+
+
+def seal_bundle(directory: Path, embed_dim: int) -> None:
+    """Write bundle.json: digests, revisions, licences."""
+    parts = {
+        "encoder": {"kind": "open_clip", "embed_dim": embed_dim},
+        "sae": {"kind": "sae"},
+        "generator": {"kind": "kandinsky-2-2", "sizes": [[64, 64]], "steps": STEPS, "guidance_scale": GUIDANCE,
+                      "scheduler": "ddim"},
+        "library": {"kind": "sqlite"},
+    }  # fmt: skip
+    present = {name: facts for name, facts in parts.items() if (directory / name).is_dir()}
+    manifest = {"name": "postcards", "description": DESCRIPTION, "parts": present,
+                "licences": {name: "Apache-2.0" for name in present}}  # fmt: skip
+    bundle_format.seal(directory, manifest)
+
+
+def load_bundle(directory: Path, device: str = "cpu") -> LoadedBundle:
+    """Every model of a bundle on `device`."""
+    encoder, tokenizer = load_encoder(directory / "encoder")
+    generator = directory / "generator"
+    facts = bundle_format.Bundle.open(directory).part("generator").facts
+    return LoadedBundle(
+        encoder.to(device),
+        tokenizer,
+        load_sae(directory / "sae"),
+        load_statistics(directory / "sae" / "feature_statistics.safetensors"),
+        UNet2DConditionModel.from_pretrained(generator / "unet", torch_dtype=torch.float32).to(device).eval(),
+        VQModel.from_pretrained(generator / "movq", torch_dtype=torch.float32).to(device).eval(),
+        DDIMScheduler.from_pretrained(generator / "scheduler"),
+        load_file(generator / "negative_embeds.safetensors")["negative_image_embeds"].to(device),
+        facts["steps"],
+        facts["guidance_scale"],
+    )
