@@ -1,0 +1,41 @@
+"""The calls of ``faceteer.v1`` by path and response type.
+
+Knows nothing of channels; a test holds this table against the descriptors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from faceteer.v1 import encoder_pb2, library_pb2, sae_pb2, studio_pb2
+
+Response = TypeVar("Response", bound=Message, covariant=True)
+
+
+@dataclass(frozen=True)
+class Method(Generic[Response]):
+    """One call: ``path`` is "/package.Service/Call"."""
+
+    path: str
+    response: type[Response]
+
+
+GET_STUDIO = Method("/faceteer.v1.StudioService/GetStudio", studio_pb2.GetStudioResponse)
+OPEN_IMAGE = Method("/faceteer.v1.StudioService/OpenImage", studio_pb2.OpenImageResponse)
+EDIT_IMAGE = Method("/faceteer.v1.StudioService/EditImage", studio_pb2.EditImageResponse)
+TRANSFER_FEATURES = Method("/faceteer.v1.StudioService/TransferFeatures", studio_pb2.TransferFeaturesResponse)
+ENCODE_TEXTS = Method("/faceteer.v1.EncoderService/EncodeTexts", encoder_pb2.EncodeTextsResponse)
+STREAM_ENCODE_IMAGES = Method("/faceteer.v1.EncoderService/StreamEncodeImages", encoder_pb2.StreamEncodeImagesResponse)
+DIFF_FEATURES = Method("/faceteer.v1.SaeService/DiffFeatures", sae_pb2.DiffFeaturesResponse)
+GET_FEATURE = Method("/faceteer.v1.LibraryService/GetFeature", library_pb2.GetFeatureResponse)
+BATCH_GET_FEATURES = Method("/faceteer.v1.LibraryService/BatchGetFeatures", library_pb2.BatchGetFeaturesResponse)
+LIST_FEATURES = Method("/faceteer.v1.LibraryService/ListFeatures", library_pb2.ListFeaturesResponse)
+SEARCH_FEATURES = Method("/faceteer.v1.LibraryService/SearchFeatures", library_pb2.SearchFeaturesResponse)
+LIST_FEATURE_EXAMPLES = Method(
+    "/faceteer.v1.LibraryService/ListFeatureExamples", library_pb2.ListFeatureExamplesResponse
+)
+GET_FEATURE_ICON = Method("/faceteer.v1.LibraryService/GetFeatureIcon", library_pb2.GetFeatureIconResponse)
+SET_FEATURE_LABEL = Method("/faceteer.v1.LibraryService/SetFeatureLabel", library_pb2.SetFeatureLabelResponse)

@@ -1,0 +1,139 @@
+"""Deadlines, and when a failed call is worth another try.
+
+Knows nothing of what the calls do; sleeping and sending are effects.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from faceteer._effects import Operation, Sleep, Unary
+from faceteer._errors import FaceteerError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from faceteer._methods import Method
+
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Default deadlines in seconds, each for a whole operation with its retries; None waits for ever.
+
+    Attributes:
+        query: status, features, labels.
+        open: opening, encoding texts, a report, a transfer, a diff.
+        render: drawing.
+        bulk: the longest that :meth:`Client.encode` waits without a single answer.
+    """
+
+    query: float | None = 15.0
+    open: float | None = 60.0
+    render: float | None = 600.0
+    bulk: float | None = 120.0
+
+    @classmethod
+    def of(cls, given: float | Timeouts | None) -> Timeouts:
+        """One number for everything, a whole :class:`Timeouts`, or None for the defaults."""
+        if given is None:
+            return cls()
+        if isinstance(given, Timeouts):
+            return given
+        check_timeout(given)
+        return cls(given, given, given, given)
+
+
+@dataclass(frozen=True)
+class Retries:
+    """When to try again: after UNAVAILABLE, and after RESOURCE_EXHAUSTED when the server says when to come back.
+
+    The wait before retry n is ``first * factor ** n``, at most ``longest`` seconds, times a random share of it between
+    one half and one (so that clients do not come back in step), and never less than the server asked for.
+
+    Attributes:
+        attempts: tries in all; 1 never retries.
+        first: seconds.
+        factor: growth of the wait.
+        longest: seconds.
+    """
+
+    attempts: int = 5
+    first: float = 0.1
+    factor: float = 2.0
+    longest: float = 5.0
+    _random: Callable[[], float] = field(default=random.random, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, given: int | Retries | None) -> Retries:
+        """A number of retries, a whole :class:`Retries`, or None for the defaults."""
+        if given is None:
+            return cls()
+        if isinstance(given, Retries):
+            return given
+        if given < 0:
+            raise InvalidArgumentError(
+                f"retries: {given} is negative; 0 never tries again", field="retries", description="must be 0 or more"
+            )
+        return cls(attempts=int(given) + 1)
+
+    def wait(self, retry: int, error: FaceteerError) -> float | None:
+        """Seconds to wait before retry ``retry`` (0 is the first) after ``error``, or None when it is final."""
+        if retry + 1 >= self.attempts or not isinstance(error, UnavailableError | ResourceExhaustedError):
+            return None
+        asked = error.retry_after
+        if isinstance(error, ResourceExhaustedError) and asked is None:
+            return None
+        backoff = min(self.longest, self.first * self.factor**retry) * (0.5 + 0.5 * self._random())
+        if asked is None:
+            return backoff
+        # All who were turned away at once were told the same moment: spread them over a quarter more.
+        return max(backoff, asked * (1.0 + 0.25 * self._random()))
+
+
+class Attempts:
+    """One operation's deadline and its count of retries."""
+
+    def __init__(self, retries: Retries, timeout: float | None) -> None:
+        self._retries = retries
+        self._ends = None if timeout is None else time.monotonic() + timeout
+        self._retry = 0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left, never negative; None without a deadline."""
+        return None if self._ends is None else max(0.0, self._ends - time.monotonic())
+
+    def progress(self) -> None:
+        """Something arrived: the next failure is a first one again."""
+        self._retry = 0
+
+    def after(self, error: FaceteerError) -> Operation[None]:
+        """Sleeps before the next try, or raises ``error`` when there is none."""
+        wait = self._retries.wait(self._retry, error)
+        remaining = self.remaining
+        if wait is None or (remaining is not None and wait >= remaining):
+            raise error
+        self._retry += 1
+        yield Sleep(wait)
+
+
+def call(method: Method[R], request: Message, attempts: Attempts) -> Operation[R]:
+    """One unary call with retries, within the operation's deadline."""
+    while True:
+        try:
+            response: R = yield Unary(method, request, attempts.remaining)
+            return response
+        except FaceteerError as error:
+            yield from attempts.after(error)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raises InvalidArgumentError unless ``timeout`` is None or a positive number of seconds."""
+    if timeout is not None and not timeout > 0:
+        raise InvalidArgumentError(
+            f"timeout: {timeout!r} is not a positive number of seconds", field="timeout", description="must be > 0"
+        )

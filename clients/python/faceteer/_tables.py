@@ -1,0 +1,45 @@
+"""Rows as aligned text, and as HTML for notebooks.
+
+Knows nothing of what the rows mean.
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Sequence
+
+
+def width(text: str) -> int:
+    """Columns that ``text`` takes on a terminal: wide characters take two, combining ones none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """Aligned columns under a ruled header: the first ``left`` to the left, the rest to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(width(line[column]) for line in lines) for column in range(len(header))]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = []
+        for column, cell in enumerate(line):
+            space = " " * (widths[column] - width(cell))
+            cells.append(cell + space if column < left else space + cell)
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("─" * each for each in widths)
+    return "\n".join([aligned(lines[0]), rule, *map(aligned, lines[1:])])
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, caption: str = "") -> str:
+    """The same as an HTML table, every cell escaped."""
+
+    def cells(tag: str, line: Sequence[str]) -> str:
+        return "".join(
+            f'<{tag} style="text-align:{"left" if column < left else "right"}">{html.escape(cell)}</{tag}>'
+            for column, cell in enumerate(line)
+        )
+
+    title = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table>{title}<thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,190 @@
+"""Small facts that answers share: revisions, warnings, executions, generation settings.
+
+Knows nothing of calls; each converts itself from and to ``faceteer.v1``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from faceteer._errors import InvalidArgumentError
+from faceteer.v1 import execution_pb2, generator_pb2
+
+#: Noise schedulers by name; the server's GetGenerator lists those it serves.
+Scheduler = Literal["ddpm", "ddim", "dpm_solver_pp", "lcm"]
+SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+UINT64_MAX = 2**64 - 1
+UINT32_MAX = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """The revisions of the models behind an answer; empty where unknown. ``library`` is informative."""
+
+    encoder: str = ""
+    sae: str = ""
+    generator: str = ""
+    library: str = ""
+
+    @classmethod
+    def from_proto(cls, message: execution_pb2.Revisions) -> Revisions:
+        """From the wire."""
+        return cls(message.encoder, message.sae, message.generator, message.library)
+
+    def to_proto(self) -> execution_pb2.Revisions:
+        """To the wire, where it says what the caller expects."""
+        return execution_pb2.Revisions(encoder=self.encoder, sae=self.sae, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something worth knowing though the call succeeded: ``code`` for programs, ``message`` for people."""
+
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How an answer came about. Times in microseconds."""
+
+    model_revision: str
+    cached: bool
+    queue_us: int
+    compute_us: int
+    cache_us: int
+    request_id: str
+
+    @classmethod
+    def from_proto(cls, message: execution_pb2.Execution) -> Execution:
+        """From the wire."""
+        return cls(
+            message.model_revision,
+            message.cached,
+            message.queue_us,
+            message.compute_us,
+            message.cache_us,
+            message.request_id,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw; None and empty mean the server's defaults.
+
+    Attributes:
+        seeds: one picture each, 0 to 2**64 - 1; empty draws one picture with a seed that the server picks.
+        steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 or less draws without.
+        size: (width, height) in pixels.
+        scheduler: the noise scheduler's name.
+    """
+
+    seeds: tuple[int, ...] = ()
+    steps: int | None = None
+    guidance_scale: float | None = None
+    size: tuple[int, int] | None = None
+    scheduler: Scheduler | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        size: int | tuple[int, int] | None = None,
+        scheduler: Scheduler | None = None,
+    ) -> Settings:
+        """Checked settings from loose arguments. Raises InvalidArgumentError naming the one at fault."""
+        if seed is not None and seeds is not None:
+            raise _invalid("seed", "given together with seeds; pass one of them")
+        chosen = (seed,) if seed is not None else tuple(seeds if seeds is not None else ())
+        if seeds is not None and not chosen:
+            raise _invalid("seeds", "is empty; pass at least one seed, or leave it out")
+        width_height = None
+        if size is not None:
+            pair = (size, size) if not isinstance(size, tuple | list) else tuple(size)
+            if len(pair) != 2:
+                raise _invalid("size", f"{size!r} is neither a number of pixels nor (width, height)")
+            width_height = (_integer("size", pair[0], 1, UINT32_MAX), _integer("size", pair[1], 1, UINT32_MAX))
+        if scheduler is not None and scheduler not in SCHEDULERS:
+            raise _invalid("scheduler", f"{scheduler!r} is unknown; one of {', '.join(SCHEDULERS)}")
+        return cls(
+            seeds=tuple(_integer("seeds" if seeds is not None else "seed", one, 0, UINT64_MAX) for one in chosen),
+            steps=None if steps is None else _integer("steps", steps, 1, UINT32_MAX),
+            guidance_scale=None if guidance_scale is None else float32("guidance_scale", guidance_scale),
+            size=width_height,
+            scheduler=scheduler,
+        )
+
+    @classmethod
+    def from_proto(cls, message: generator_pb2.GenerationSettings) -> Settings:
+        """From the wire: zero and absent become None."""
+        name = generator_pb2.Scheduler.Name(message.scheduler).removeprefix("SCHEDULER_").lower()
+        known: Any = name if name in SCHEDULERS else None
+        return cls(
+            seeds=tuple(message.seeds),
+            steps=message.steps or None,
+            guidance_scale=shortest(message.guidance_scale) if message.HasField("guidance_scale") else None,
+            size=(message.width, message.height) if message.width and message.height else None,
+            scheduler=known,
+        )
+
+    def to_proto(self) -> generator_pb2.GenerationSettings:
+        """To the wire."""
+        message = generator_pb2.GenerationSettings(
+            seeds=self.seeds, steps=self.steps or 0, guidance_scale=self.guidance_scale
+        )
+        if self.size is not None:
+            message.width, message.height = self.size
+        if self.scheduler is not None:
+            message.scheduler = generator_pb2.Scheduler.Value(f"SCHEDULER_{self.scheduler.upper()}")
+        return message
+
+    def overlaid(self, other: Settings) -> Settings:
+        """These settings, replaced by whatever ``other`` gives."""
+        given: dict[str, Any] = {name: value for name, value in vars(other).items() if value not in (None, ())}
+        return replace(self, **given)
+
+
+def shortest(value: float) -> float:
+    """The float that a float32 is written as with the fewest digits: 0.1, not 0.10000000149011612."""
+    return float(str(np.float32(value)))
+
+
+def float32(field: str, value: float) -> float:
+    """``value`` as it will travel, in its shortest form. Raises InvalidArgumentError unless it is a finite number."""
+    if isinstance(value, bool | str | bytes) or value is None:
+        raise _invalid(field, f"{value!r} is not a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise _invalid(field, f"{value!r} is not a number") from error
+    if not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
+        raise _invalid(field, f"{number!r} is not a finite float32")
+    return shortest(number)
+
+
+def _integer(field: str, value: Any, lowest: int, highest: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise _invalid(field, f"{value!r} is not a whole number") from None
+    if isinstance(value, bool) or not lowest <= number <= highest:
+        raise _invalid(field, f"{value!r} is not a whole number from {lowest} to {highest}")
+    return number
+
+
+def _invalid(field: str, description: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{field}: {description}", field=field, description=description)
