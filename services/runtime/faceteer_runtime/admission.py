@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import asyncio
 
-from faceteer_runtime.errors import Draining, Starting
+from faceteer_runtime.errors import Draining, QueueFull, Starting
+
+_RETRY_S = 0.5
 
 
 class Admission:
-    """The server's phase: starting, then serving, then draining."""
+    """The server's phase: starting, then serving, then draining.
 
-    def __init__(self) -> None:
+    Args:
+        max_calls: most calls answered at once.
+    """
+
+    def __init__(self, max_calls: int = 1000) -> None:
+        self._max_calls = max_calls
         self.phase = "starting"
         self.in_flight = 0
         self._idle = asyncio.Event()
@@ -33,9 +40,12 @@ class Admission:
 
         Raises:
             Starting, Draining: not now.
+            QueueFull: ``max_calls`` are being answered.
         """
         if self.phase != "serving":
             raise Starting() if self.phase == "starting" else Draining()
+        if self.in_flight >= self._max_calls:
+            raise QueueFull(_RETRY_S)
         self.in_flight += 1
         self._idle.clear()
 

@@ -44,6 +44,11 @@ class Breaker:
             return True
         return False
 
+    def release(self) -> None:
+        """What was allowed was not tried after all: the next caller may probe."""
+        if self.state == "half_open":
+            self._to("open")
+
     def success(self) -> None:
         """What was tried worked."""
         self._failures = 0

@@ -29,10 +29,11 @@ _GET_TOTAL_S = 0.15
 _WRITE_S = 1.0
 _CONCURRENT_GETS = 8
 _MAX_QUEUED = 4096
-_MAX_QUEUED_BYTES = 64 << 20
+_MAX_QUEUED_BYTES = 32 << 20
 _MAX_PIPELINE = 64
 _MAX_PIPELINE_BYTES = 8 << 20
 _CLOSE_S = 1.0
+_LOOK_AGAIN_S = 0.1
 
 
 class RedisTier:
@@ -83,21 +84,18 @@ class RedisTier:
         return [value if isinstance(value, bytes) else None for value in values]
 
     def put(self, key: str, size: int, make: Callable[[], bytes]) -> None:
-        """Queues a write; drops it when the queue is full or Redis does not answer. Never blocks.
+        """Queues a write, for when Redis answers; a full queue drops its oldest. Never blocks.
 
         Args:
             key: where.
             size: bytes of the value, about.
             make: makes the value, later: the caller's answer does not wait for it. May raise ValueError.
         """
-        if self._closed:
+        if self._closed or size > _MAX_QUEUED_BYTES:
             return
-        if self.breaker.state == "open":
-            self._dropped("breaker_open")
-            return
-        if len(self._queue) >= _MAX_QUEUED or self._queued_bytes + size > _MAX_QUEUED_BYTES:
+        while len(self._queue) >= _MAX_QUEUED or self._queued_bytes + size > _MAX_QUEUED_BYTES:
+            self._queued_bytes -= self._queue.popleft()[1]
             self._dropped("queue_full")
-            return
         self._queue.append((key, size, make))
         self._queued_bytes += size
         self._written.clear()
@@ -133,7 +131,10 @@ class RedisTier:
         while True:
             self._wake.clear()
             while self._queue:
-                await self._write_some()
+                if self.breaker.allow():
+                    await self._write_some()
+                else:
+                    await asyncio.sleep(_LOOK_AGAIN_S)
             self._written.set()
             await self._wake.wait()
 
@@ -150,9 +151,8 @@ class RedisTier:
                 _log.error("cannot write %s to Redis: %s", key, error)
         self._queued_bytes -= total
         if not batch:
-            return
-        if not self.breaker.allow():
-            self._dropped("breaker_open", len(batch))
+            # The breaker may be waiting to hear of a probe, and nothing was tried.
+            self.breaker.release()
             return
         try:
             async with asyncio.timeout(_WRITE_S):

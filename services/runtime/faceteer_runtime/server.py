@@ -118,7 +118,7 @@ async def start(
         if resources is None:
             resources = open_resources(settings)
             stack.push_async_callback(resources.cache.close)
-        admission = Admission()
+        admission = Admission(settings.max_calls)
         server = _grpc_server(settings, CallInterceptor(admission, resources.metrics))
         # Before the models load: a port in use should not take a minute to be noticed.
         resources.address = _bind(server, settings.listen)
@@ -228,8 +228,14 @@ async def _serve(settings: ServiceSettings, build: Build) -> None:
     running = await start(settings, build, warm_up=False)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+
+    def interrupt() -> None:
+        # A second Ctrl-C does not wait for anything.
+        loop.remove_signal_handler(signal.SIGINT)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     stopping = asyncio.ensure_future(stop.wait())
     warming = asyncio.ensure_future(running.warm_up())
     try:

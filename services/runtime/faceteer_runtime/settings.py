@@ -43,6 +43,7 @@ class ServiceSettings(BaseSettings):
     device: str = Field("cpu", description="Where the models run: cpu, cuda, cuda:1 …")
     threads: int = Field(1, ge=1, description="Intra-op threads of the model library.")
     max_queue: int = Field(256, ge=1, description="Most work items that wait for a model; more are refused at once.")
+    max_calls: int = Field(1000, ge=1, description="Most calls answered at once; more are refused at once.")
     max_message_bytes: int = Field(64 << 20, ge=1024, description="Largest request message taken, in bytes.")
     reflection: bool = Field(False, description="Serve gRPC reflection, for grpcurl and buf curl.")
     metrics_listen: str | None = Field(

@@ -66,6 +66,18 @@ def test_late_failures_of_calls_begun_before_it_opened_do_not_lengthen_the_pause
     assert breaker.allow()
 
 
+def test_a_probe_that_was_not_tried_leaves_the_next_caller_to_probe() -> None:
+    clock = Clock()
+    breaker = broken(clock)
+    clock.now = 1.0
+    assert breaker.allow()
+    breaker.release()
+    assert breaker.allow()
+    breaker.success()
+    breaker.release()
+    assert breaker.state == "closed"
+
+
 def test_changes_are_told() -> None:
     states: list[str] = []
     clock = Clock()

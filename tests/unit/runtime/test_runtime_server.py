@@ -208,6 +208,24 @@ async def test_draining_ends_though_a_call_never_does(servers: Servers, toy: Toy
     assert toy.finished == 0
 
 
+async def test_more_calls_than_are_answered_at_once_are_refused_and_health_is_not(servers: Servers, toy: Toy) -> None:
+    # Mistake 9: a server that stayed dead after an overload burst.
+    server = await servers.start(toy, max_calls=3)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        toy.go.clear()
+        calls = [asyncio.ensure_future(get(channel)) for _ in range(40)]
+        await until(lambda: sum(call.done() for call in calls) == 37)
+        assert await health(channel) == SERVING
+        toy.go.set()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+        assert outcomes.count("toy") == 3
+        assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert {reason(error) for error in refused} == {"QUEUE_FULL"}
+        assert all(retry_info(error) > 0 for error in refused)
+        assert await get(channel) == "toy"
+
+
 async def test_stopping_twice_is_stopping_once(servers: Servers, toy: Toy) -> None:
     server = await servers.start(toy)
     await asyncio.gather(server.stop(), server.stop())
