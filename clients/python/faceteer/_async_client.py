@@ -417,13 +417,9 @@ class AsyncFeatureLibrary(Bound[AsyncDriver]):
             min_detection_score=min_detection_score,
             label_sources=label_sources,
         )
-        what = (
-            query._opened
-            if isinstance(query, AsyncPhoto)
-            else query.index
-            if isinstance(query, AsyncFeature)
-            else query
-        )
+        what: Any = query
+        if isinstance(query, AsyncPhoto | AsyncFeature):
+            what = query._opened if isinstance(query, AsyncPhoto) else query.index
         found = await self._driver.run(search_features(self._context, what, filter, limit=limit, timeout=timeout))
         return [self._feature(facts) for facts in found]
 

@@ -74,6 +74,10 @@ class Recipe:
         edits = "; ".join(map(str, self.edits)) or "no edits"
         return f"recipe {self.hash[:12]}: {edits}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe with its labels as plain values; what :meth:`to_json` writes."""
+        return self._as_dict(labels=True)
+
     def to_json(self) -> str:
         """Readable JSON with labels; :meth:`from_json` reads it back."""
         # Numbers are written canonically here too, so that the file and the hash never disagree about a value.

@@ -1,0 +1,48 @@
+"""The command line ``faceteer``: the SDK's main jobs, with tables for people and ``--json`` for scripts.
+
+Knows nothing of gRPC. Results go to stdout; progress, and one sentence on failure, to stderr.
+
+Exit statuses:
+
+=====  =========================================================================================
+0      done
+2      usage, or input that cannot be used: a file that is missing or no picture, a bad value or recipe
+3      not found: an unknown feature (the nearest labels are named), an icon that was not made
+4      the server cannot be reached, is starting, or is stopping
+5      anything else: other models than a recipe's, a full queue, a deadline, a defect
+130    interrupted
+=====  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+OK, BAD_INPUT, NOT_FOUND, UNREACHABLE, FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: runs a command and exits with its status, never with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A label that the terminal's encoding lacks is shown as "?" rather than a failure.
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(errors="replace")
+    try:
+        from faceteer.cli.run import run
+    except ImportError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        print("faceteer: the command line needs two more packages: pip install 'faceteer[cli]'", file=sys.stderr)
+        sys.exit(FAILED)
+    status = run(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output (head, say) has enough; what is left must not fail at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)

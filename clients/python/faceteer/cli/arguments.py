@@ -1,0 +1,87 @@
+"""What the commands' words mean: edits, features, output files.
+
+Knows nothing of servers or terminals.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import faceteer
+
+_FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def feature_key(word: str) -> int | str:
+    """A feature as it is typed: 412 and #412 are indices, everything else is a label."""
+    return int(word.lstrip("#")) if re.fullmatch(r"#?\d+", word.strip()) else word
+
+
+def edits_of(
+    *,
+    set: Iterable[str],
+    add: Iterable[str],
+    scale: Iterable[str],
+    ablate: Iterable[str],
+    switch: Iterable[str],
+    unit: str,
+) -> list[faceteer.FeatureEdit]:
+    """FeatureEdits of ``--set night=1 --ablate snow`` and the like. Raises InvalidArgumentError."""
+    edits = []
+    for option, words in (("set", set), ("add", add), ("scale", scale), ("switch", switch)):
+        for word in words:
+            name, value = _assignment(option, word)
+            edits.append(_edit(option, name, value, "scaled" if option == "scale" else unit))
+    edits += [_edit("ablate", word, 0.0, "scaled") for word in ablate]
+    return edits
+
+
+def output_format(path: Path) -> str:
+    """Pillow's format for an output file; checked before any work is done. Raises InvalidArgumentError."""
+    format = _FORMATS.get(path.suffix.lower())
+    if format is None:
+        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        raise _invalid(f"{path} has {ending}; end it with .png, .webp or .jpg", "output")
+    check_writable(path)
+    return format
+
+
+def check_writable(path: Path) -> None:
+    """Raises InvalidArgumentError unless a file could be put at ``path``."""
+    if path.is_dir():
+        raise _invalid(f"{path} is a directory; name a file in it", "output")
+    if not path.parent.is_dir():
+        raise _invalid(f"{path.parent} is no directory; make it first", "output")
+
+
+def size_of(word: str | None) -> int | tuple[int, int] | None:
+    """512 or 512x384 in pixels. Raises InvalidArgumentError."""
+    if word is None:
+        return None
+    if match := re.fullmatch(r"(\d+)(?:[xX×](\d+))?", word.strip()):
+        width, height = match.group(1), match.group(2)
+        return (int(width), int(height)) if height else int(width)
+    raise _invalid(f"--size {word!r} is neither a number of pixels nor WIDTHxHEIGHT", "size")
+
+
+def _assignment(option: str, word: str) -> tuple[str, float]:
+    name, separator, value = word.rpartition("=")
+    if not separator or not name.strip():
+        raise _invalid(f"--{option} {word!r} names no value; write --{option} '{word.strip('=')}=1.0'", option)
+    try:
+        return name, float(value)
+    except ValueError:
+        raise _invalid(f"--{option} {word!r}: {value!r} is not a number", option) from None
+
+
+def _edit(option: str, name: str, value: float, unit: str) -> faceteer.FeatureEdit:
+    try:
+        return faceteer.FeatureEdit(feature_key(name), option, value, unit)  # type: ignore[arg-type]  # checked there
+    except faceteer.InvalidArgumentError as error:
+        raise _invalid(f"--{option} {name!r}: {error.description}", option) from error
+
+
+def _invalid(description: str, field: str) -> faceteer.InvalidArgumentError:
+    return faceteer.InvalidArgumentError(description, field=field, description=description)

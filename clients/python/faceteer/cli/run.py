@@ -1,0 +1,60 @@
+"""Runs one command and turns every failure into a sentence and an exit status.
+
+Knows nothing of what the commands do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+import faceteer
+from faceteer import cli
+from faceteer.cli.commands import app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit status of ``faceteer ARGUMENTS``."""
+    try:
+        status: Any = typer.main.get_command(app)(list(arguments), prog_name="faceteer", standalone_mode=False)
+    except TyperException as error:
+        words = " ".join(error.format_message().split())
+        return _failed(f"{words[:1].lower()}{words[1:].rstrip('.')}; see faceteer --help", cli.BAD_INPUT)
+    except faceteer.FaceteerError as error:
+        return _failed(_sentence(error), _status(error))
+    except BrokenPipeError:
+        return cli.OK
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{(error.strerror or str(error)).lower()}", cli.BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted", cli.INTERRUPTED)
+    except Exception as error:  # a defect of ours must not look like the user's, nor fill their terminal
+        return _failed(f"unexpected {type(error).__name__}: {error}; please report it", cli.FAILED)
+    return status if isinstance(status, int) else cli.OK
+
+
+def _sentence(error: faceteer.FaceteerError) -> str:
+    words = " ".join(str(error).split())
+    if error.request_id and isinstance(error, faceteer.InternalError) and error.request_id not in words:
+        words += f" (request {error.request_id} in the server's log)"
+    return words
+
+
+def _status(error: faceteer.FaceteerError) -> int:
+    if isinstance(error, faceteer.InvalidArgumentError):
+        return cli.BAD_INPUT
+    if isinstance(error, faceteer.NotFoundError):
+        return cli.NOT_FOUND
+    if isinstance(error, faceteer.UnavailableError):
+        return cli.UNREACHABLE
+    return cli.FAILED
+
+
+def _failed(sentence: str, status: int) -> int:
+    print(f"faceteer: {sentence}", file=sys.stderr)
+    return status

@@ -1,0 +1,270 @@
+"""Results for people: tables, bars, a picture of what an edit did.
+
+Knows nothing of servers. Labels are other people's words, so nothing here reads them as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+import faceteer
+
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_BAR = 16
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console of now's stdout or stderr; labels are never markup, and numbers in sentences stay plain."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def photo(to: Console, opened: faceteer.Photo, top: int) -> None:
+    """An opened picture and its strongest features."""
+    facts = f"{opened.l0} features · {opened.explained_variance:.1%} of the variance explained"
+    _title(to, opened.name, f"{facts} · cosine {opened.cosine:.3f}")
+    shown = opened.features.top(top)
+    strongest = max((feature.scaled or feature.activation for feature in shown), default=1.0)
+    table = _table(("feature", "right"), ("label", "left"), ("activation", "right"), ("scaled", "right"), ("", "left"))
+    for feature in shown:
+        value = feature.scaled or feature.activation
+        table.add_row(
+            Text(f"#{feature.index}", "dim"),
+            _label(feature.label),
+            f"{feature.activation:.3f}",
+            f"{feature.scaled:.2f}" if feature.scaled else "–",
+            Text(bar(value / max(1.0, strongest)), "cyan"),
+        )
+    _show(to, table)
+    if opened.l0 > len(shown):
+        to.print(Text(f"  … and {opened.l0 - len(shown)} weaker ones (--top)", "dim"))
+    _warnings(to, opened.warnings)
+
+
+def report(to: Console, name: str, result: faceteer.EditReport) -> None:
+    """What an edit did."""
+    n = len(result.edits)
+    unit = "1 is the feature's 99th percentile" if result.scaled else "raw activations"
+    moved = f"moved by {result.delta_norm:.3g}, cosine {result.cosine:.3f}"
+    _title(to, name, f"{n} edit{'' if n == 1 else 's'} · {moved} · {unit}")
+    if result.outcomes:
+        table = _table(
+            ("feature", "right"),
+            ("label", "left"),
+            ("operation", "left"),
+            ("before", "right"),
+            ("requested", "right"),
+            ("achieved", "right"),
+        )
+        for row, outcome in zip(result.rows(), result.outcomes, strict=True):
+            index, label, operation, before, requested, achieved = row
+            table.add_row(
+                Text(index, "dim"),
+                _label(label),
+                Text(operation, "dim" if outcome.rival_of is not None else ""),
+                before,
+                requested,
+                Text(achieved, _achieved_style(outcome)),
+            )
+        _show(to, table)
+    to.print(f"  {result.drift_sentence()}")
+    if moved_rows := result.drifted_rows():
+        table = _table(("feature", "right"), ("label", "left"), ("before", "right"), ("after", "right"))
+        for index, label, before, after in moved_rows:
+            table.add_row(Text(index, "dim"), _label(label), before, after)
+        _show(to, table)
+    _warnings(to, result.warnings)
+
+
+def difference(to: Console, source: str, target: str, result: faceteer.Difference, top: int) -> None:
+    """What leads from one picture to another."""
+    _title(to, f"{source} → {target}", result.summary())
+    largest = max((abs(feature.change) for feature in result.features), default=1.0)
+    table = _table(
+        ("feature", "right"), ("label", "left"), (source, "right"), (target, "right"), ("change", "right"), ("", "left")
+    )
+    for feature in result.features[:top]:
+        table.add_row(
+            Text(f"#{feature.index}", "dim"),
+            _label(feature.label),
+            f"{feature.source:.3f}",
+            f"{feature.target:.3f}",
+            f"{feature.change:+.3f}",
+            Text(bar(abs(feature.change) / largest), "green" if feature.change > 0 else "red"),
+        )
+    _show(to, table)
+    if len(result.features) > top:
+        to.print(Text(f"  … and {len(result.features) - top} smaller ones (--top)", "dim"))
+
+
+def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None:
+    """A search's hits."""
+    _title(to, query, f"{len(found)} feature{'' if len(found) == 1 else 's'}")
+    if not found:
+        to.print(Text("  Nothing is labelled like that; fewer letters of a word find more.", "dim"))
+        return
+    table = _table(
+        ("feature", "right"), ("label", "left"), ("fires on", "right"), ("p99", "right"), ("detection", "right")
+    )
+    for feature in found:
+        statistics = feature.statistics
+        table.add_row(
+            Text(f"#{feature.index}", "dim"),
+            _label(feature.label),
+            f"{statistics.firing_share:.2%}",
+            f"{statistics.p99:.3g}",
+            _optional(statistics.detection_score),
+        )
+    _show(to, table)
+
+
+def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.FeatureExample]) -> None:
+    """One feature, whole."""
+    statistics = shown.statistics
+    source = _SOURCES[shown.label_source]
+    _title(to, shown.label or "unlabelled", f"feature #{shown.index} · {source}")
+    if not statistics.alive:
+        to.print("  It never fired on the library's corpus.")
+        return
+    table = Table.grid(padding=(0, 3))
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_row("fires on", f"{statistics.firing_share:.2%} of pictures")
+    for name, value in (("p50", statistics.p50), ("mean", statistics.mean), ("p99", statistics.p99)):
+        table.add_row(name, f"{value:.3g}")
+    table.add_row("max", f"{statistics.max:.3g}")
+    table.add_row("detection", _optional(statistics.detection_score))
+    table.add_row("causal", _optional(statistics.causal_score))
+    if shown.safety_class:
+        table.add_row("safety class", Text(shown.safety_class, "yellow"))
+    to.print(Padding(table, (1, 2), expand=False))
+    if statistics.histogram is not None:
+        _histogram(to, statistics.histogram)
+    for title, related in (
+        ("fires together with", shown.coactivating),
+        ("hardly ever with", shown.rivals),
+        ("closest directions", shown.nearest),
+    ):
+        if related:
+            names = ", ".join(f"{one.label or 'unlabelled'} #{one.index} ({one.score:.2g})" for one in related[:6])
+            to.print(Text.assemble(("  " + title + " ", "dim"), names))
+    if examples:
+        names = ", ".join(f"{one.picture} ({one.activation:.2f})" for one in examples[:6])
+        to.print(Text.assemble(("  strongest on ", "dim"), names))
+
+
+def status(to: Console, server: faceteer.ServerStatus) -> None:
+    """What a server runs."""
+    version = f"version {server.version} · " if server.version else ""
+    _title(to, server.address, f"bundle {server.bundle} · {version}{server.round_trip * 1000:.2g} ms away")
+    table = _table(("service", "left"), ("health", "left"), ("revision", "left"), ("", "left"))
+    encoder, sae, generator = server.encoder, server.sae, server.generator
+    size = "x".join(map(str, generator.sizes[0])) if generator.sizes else "?"
+    facts = {
+        "encoder": f"{encoder.embed_dim}-d embeddings of {encoder.image_size} px"
+        + ("" if encoder.has_text_tower else ", no text tower"),
+        "sae": f"{sae.d_sae} features, {sae.architecture}" + (f", k = {sae.k}" if sae.k else ""),
+        "generator": f"{size}, {generator.defaults.steps} steps, {', '.join(generator.schedulers)}",
+        "library": "",
+        "studio": f"up to {generator.max_seeds} pictures an edit, {sae.max_edits} edits",
+    }
+    for service, health in server.health.items():
+        mark = {"serving": ("● serving", "green"), "not serving": ("● not serving", "red")}
+        table.add_row(
+            service,
+            Text(*mark.get(health, (f"○ {health}", "yellow"))),
+            Text(getattr(server.revisions, service, ""), "dim"),
+            facts[service],
+        )
+    _show(to, table)
+
+
+def recipe(to: Console, name: str, shown: faceteer.Recipe) -> None:
+    """A recipe in words."""
+    _title(to, name, f"recipe {shown.hash[:16]}")
+    for edit in shown.edits:
+        index = f" (#{edit.feature})" if edit.label else ""
+        to.print(f"  {edit}{index}")
+    given = {key: value for key, value in vars(shown.settings).items() if value not in (None, ())}
+    settings = ", ".join(f"{key.replace('_', ' ')} {_written(key, value)}" for key, value in given.items())
+    to.print(_indented(f"drawn with {settings or 'the defaults'}"))
+    revisions = ", ".join(f"{part} {revision}" for part, revision in vars(shown.revisions).items() if revision)
+    to.print(_indented(f"made for {revisions or 'any models'}"))
+
+
+_SOURCES = {
+    "": "no label",
+    "automatic": "labelled automatically",
+    "model": "labelled by a model",
+    "person": "labelled by a person",
+}
+
+
+def bar(share: float) -> str:
+    """A share, 0 to 1, as a bar of block characters."""
+    eighths = round(min(1.0, max(0.0, share)) * _BAR * 8)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (_BLOCKS[rest] if rest else "")
+
+
+def _histogram(to: Console, histogram: faceteer.Histogram) -> None:
+    most = max(histogram.counts, default=0) or 1
+    bars = "".join(_COLUMNS[round(count / most * (len(_COLUMNS) - 1))] for count in histogram.counts)
+    scale = f"  0 to {histogram.edges[-1]:.3g}, {sum(histogram.counts)} pictures"
+    to.print(Text.assemble(("  activations ", "dim"), (bars, "cyan"), (scale, "dim")))
+
+
+_COLUMNS = "▁▂▃▄▅▆▇█"
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for name, justify in columns:
+        # Long labels fold; figures and names of features never do.
+        table.add_column(Text(name), justify=justify, no_wrap=name != "label")  # type: ignore[arg-type]
+    return table
+
+
+def _show(to: Console, table: Table) -> None:
+    to.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+def _title(to: Console, name: str, facts: str) -> None:
+    to.print(Text(name, "bold"))
+    to.print(_indented(facts))
+
+
+def _indented(words: str, style: str = "dim") -> Padding:
+    return Padding(Text(words, style), (0, 0, 0, 2), expand=False)
+
+
+def _label(label: str) -> Text:
+    return Text(label) if label else Text("unlabelled", "dim italic")
+
+
+def _achieved_style(outcome: faceteer.EditOutcome) -> str:
+    if outcome.achieved is None:
+        return "dim"
+    span = max(abs(outcome.requested - outcome.before), 1e-6)
+    missed = abs(outcome.achieved - outcome.requested) / span
+    return "green" if missed < 0.15 else "yellow" if missed < 0.5 else "red"
+
+
+def _optional(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _written(name: str, value: object) -> str:
+    if isinstance(value, tuple):
+        return ("x" if name == "size" else ", ").join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _warnings(to: Console, warnings: Iterable[faceteer.Notice]) -> None:
+    for warning in warnings:
+        to.print(_indented(f"⚠ {warning}", "yellow"))
