@@ -27,7 +27,7 @@ def apply_edits(
     wanted: dict[int, float] = {}
     for edit in edits:
         if edit.switch:
-            wanted.update({rival: 0.0 for rival in statistics.rivals(edit.feature)})
+            wanted.update(dict.fromkeys(statistics.rivals(edit.feature), 0.0))
     for edit in edits:  # what is set stays set, whatever another edit's rivals are
         wanted[edit.feature] = edit.scaled * float(statistics.p99[edit.feature])
     indices = torch.tensor(list(wanted), dtype=torch.long)

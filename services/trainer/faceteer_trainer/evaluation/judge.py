@@ -37,7 +37,8 @@ class Judge(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
-        for after, stride in ((width, 2), (2 * width, 2), (2 * width, 1), (4 * width, 2), (4 * width, 1), (6 * width, 2)):
+        for wide, stride in ((1, 2), (2, 2), (2, 1), (4, 2), (4, 1), (6, 2)):
+            after = wide * width
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             before = after
         self.trunk = nn.Sequential(*layers)
@@ -57,8 +58,8 @@ def _roughen(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Half of the pictures with a slight blur, half with slight noise (both for a quarter)."""
     count = len(images)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    share = 0.8 * torch.rand(count, 1, 1, 1, generator=generator) * (torch.rand(count, 1, 1, 1, generator=generator) < 0.5)
-    noise = 0.12 * torch.rand(count, 1, 1, 1, generator=generator) * (torch.rand(count, 1, 1, 1, generator=generator) < 0.5)
+    strength, chosen = torch.rand(2, 2, count, 1, 1, 1, generator=generator)
+    share, noise = strength * (chosen < 0.5) * torch.tensor([0.8, 0.12]).view(2, 1, 1, 1, 1)
     return images + share * (blurred - images) + noise * torch.randn(images.shape, generator=generator)
 
 

@@ -15,15 +15,17 @@ from faceteer_trainer.evaluation.metrics import Share, share_of
 from faceteer_trainer.evaluation.painter import Painter
 from faceteer_trainer.evaluation.representation import Embedded, ValueFeature
 from faceteer_trainer.postcards.bundle import LoadedBundle
+from faceteer_trainer.postcards.clip import embed_pictures
+from faceteer_trainer.postcards.render import render
 from faceteer_trainer.postcards.unet import split_seeds
-from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS
+from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS, Scene
 
 Codes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One value's pictures: `rows` of the pool, `codes` judged after the edit, `unedited` judged before it."""
+    """One value's pictures: `codes` judged after the edit, `unedited` judged before it, both [n, 8]."""
 
     factor: int
     code: int
@@ -147,8 +149,7 @@ class Steering:
                 "kept": share_of(np.array(rest, bool)).as_dict()}  # fmt: skip
 
     def carry_over(self, count: int) -> dict[str, Any]:
-        """B differs from A in one factor; A's way to B, applied to C that lacks B's value. B is found in the pool's
-        embeddings by drawing: the caller gives triples."""
+        """B differs from A in one factor; A's way to B, applied to C, which lacks B's value. A and B are drawn."""
         total, kept = Share(0, 0), Share(0, 0)
         sources, targets, onto, goals = self._triples(count)
         embeds = transfer(self.bundle.sae, sources, targets, self.pool.embeds[onto])
@@ -161,10 +162,6 @@ class Steering:
     def _triples(
         self, count: int
     ) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64], list[tuple[int, int]]]:
-        from faceteer_trainer.postcards.clip import embed_pictures
-        from faceteer_trainer.postcards.render import render
-        from faceteer_trainer.postcards.world import Scene
-
         onto, goals, before, after = [], [], [], []
         for number in range(count):
             index = number % len(FACTOR_NAMES)
@@ -179,5 +176,5 @@ class Steering:
             after.append(render(Scene.from_codes(changed, 950_000_000 + number)))
             onto.append(row)
             goals.append((index, code))
-        encoder = self.bundle.encoder
-        return embed_pictures(encoder, np.stack(before)), embed_pictures(encoder, np.stack(after)), np.array(onto), goals
+        sources, targets = (embed_pictures(self.bundle.encoder, np.stack(drawn)) for drawn in (before, after))
+        return sources, targets, np.array(onto), goals

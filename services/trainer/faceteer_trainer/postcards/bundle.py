@@ -84,7 +84,7 @@ def seal_bundle(directory: Path, embed_dim: int) -> None:
     }  # fmt: skip
     present = {name: facts for name, facts in parts.items() if (directory / name).is_dir()}
     manifest = {"name": "postcards", "description": DESCRIPTION, "parts": present,
-                "licences": {name: "Apache-2.0" for name in present}}  # fmt: skip
+                "licences": dict.fromkeys(present, "Apache-2.0")}  # fmt: skip
     bundle_format.seal(directory, manifest)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from faceteer_trainer.postcards.captions import CONTEXT_LENGTH, caption, describe, is_true, value_claims, write_vocabulary
+from faceteer_trainer.postcards.captions import (
+    CONTEXT_LENGTH,
+    caption,
+    describe,
+    is_true,
+    value_claims,
+    write_vocabulary,
+)
 from faceteer_trainer.postcards.corpus import Corpus
 from faceteer_trainer.postcards.movq import to_tensor
 from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS, VALUES
@@ -120,7 +128,7 @@ def clip_loss(
     scores = 20.0 * unit_images @ unit_texts[: len(VALUES)].T
     within = torch.stack([
         F.cross_entropy(scores[:, start:stop], labels[:, i])
-        for i, (start, stop) in enumerate(zip(_SLICES, _SLICES[1:], strict=False))
+        for i, (start, stop) in enumerate(pairwise(_SLICES))
     ]).mean()  # fmt: skip
     offsets = torch.tensor(_SLICES[:-1], device=device)
     total = texts[: len(VALUES)][labels + offsets].sum(1)
@@ -236,8 +244,6 @@ def save_encoder(model: open_clip.CLIP, config: dict[str, Any], directory: Path)
 
 def load_encoder(directory: Path) -> tuple[open_clip.CLIP, SimpleTokenizer]:
     """The encoder of a bundle, from its `encoder` directory, in float32."""
-    from safetensors.torch import load_file
-
     config = json.loads((directory / "open_clip_config.json").read_text())["model_cfg"]
     model = open_clip.CLIP(**config).eval()
     model.load_state_dict(load_file(directory / "open_clip_model.safetensors"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def draw_corpus(directory: Path, count: int, seed: int, processes: int = 1) -> C
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
                 jobs = [
                     pool.submit(_draw, str(path), count, seed, start, stop)
-                    for start, stop in zip(bounds, bounds[1:], strict=False)
+                    for start, stop in pairwise(bounds)
                 ]
                 for job in jobs:
                     job.result()

@@ -90,7 +90,7 @@ def _background(time: str, ground: str, outlined: bool, variant: int) -> Pixels:
                 draw.arc((at, foot - 2 * k, at + 8 * k, foot + 2 * k), 180, 360, fill=mark, width=k + 1)
             elif ground == "grass":
                 draw.polygon([(at, foot + 2 * k), (at + k, foot - 2 * k), (at + 2 * k, foot + 2 * k)], fill=mark)
-                draw.polygon([(at + 2 * k, foot + 2 * k), (at + 4 * k, foot - k), (at + 4 * k, foot + 2 * k)], fill=mark)
+                draw.polygon([(at + 2 * k, foot + 2 * k), (at + 4 * k, foot - k), (at + 4 * k, foot + 2 * k)], mark)
             elif ground == "sand":
                 draw.ellipse((at, foot, at + 2 * k, foot + 2 * k - 1), fill=mark)
                 draw.ellipse((at + 5 * k, foot - 2 * k, at + 6 * k, foot - k), fill=mark)

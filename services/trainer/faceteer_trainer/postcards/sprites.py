@@ -134,7 +134,8 @@ def sprite(subject: str, colour: str, size: int, outlined: bool, lit: bool) -> t
     canvas.paste(drawn, (MARGIN, MARGIN))
     alpha = canvas.getchannel("A")
     # a blur and a threshold spread the shape by about the blur's radius, far faster than a rank filter
-    rim = alpha.filter(ImageFilter.BoxBlur(13 if outlined else 4)).point([255 if level > 8 else 0 for level in range(256)])
+    spread = alpha.filter(ImageFilter.BoxBlur(13 if outlined else 4))
+    rim = spread.point([255 if level > 8 else 0 for level in range(256)])
     under = Image.new("RGBA", canvas.size, (*(INK if outlined else mix(paint, INK, 0.55)), 0))
     under.putalpha(ImageChops.lighter(rim, alpha))
     canvas = Image.alpha_composite(under, canvas)

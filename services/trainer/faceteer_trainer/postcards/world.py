@@ -22,7 +22,7 @@ FACTORS: Final[dict[str, tuple[str, ...]]] = {
     "style": ("plain", "outlined", "pixelated", "striped"),
 }
 FACTOR_NAMES: Final[tuple[str, ...]] = tuple(FACTORS)
-VALUES: Final[tuple[tuple[str, str], ...]] = tuple((name, value) for name, values in FACTORS.items() for value in values)
+VALUES: Final[tuple[tuple[str, str], ...]] = tuple((name, v) for name, values in FACTORS.items() for v in values)
 
 
 @dataclass(frozen=True, slots=True)

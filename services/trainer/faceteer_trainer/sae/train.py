@@ -17,7 +17,15 @@ from faceteer_trainer.training import Budget, Run, learning_rate, set_rate, step
 
 @dataclass(frozen=True)
 class SaeSettings:
-    """`k` is the mean number of features that fire for a picture."""
+    """`k` is the mean number of features that fire for a picture.
+
+    In training it falls from `start_k` to `low_k` until `anneal` of the budget is used: a wide start lets latents find
+    their directions, the narrow pass makes them exclusive. Then it is `k`, and latents that have died are set onto what
+    is still unexplained.
+
+    `prefixes`: shares of the dictionary that must reconstruct on their own (Matryoshka; Bussmann et al. 2025), so that
+    the first latents stay general instead of splitting into conjunctions.
+    """
 
     d_sae: int = 128
     k: float = 10.0
@@ -26,6 +34,12 @@ class SaeSettings:
     aux_k: int = 16
     aux_weight: float = 1 / 32
     dead_after: int = 50  # steps without firing
+    prefixes: tuple[float, ...] = (0.375, 0.625, 1.0)
+    start_k: float = 16.0
+    low_k: float = 8.5
+    anneal: float = 0.6
+    wake_every: int = 200  # steps between looks for dead latents, after the anneal and until 75 % of the budget
+    neighbour: int = 5    # first directions lead to each picture from its neighbour of this rank; 0: random ones
 
 
 def explained_variance(embeds: torch.Tensor, output: torch.Tensor) -> float:
@@ -46,6 +60,56 @@ def auxiliary_loss(
     return (features @ model.W_dec - residual).square().sum(-1).mean() / variance
 
 
+def scheduled_k(settings: SaeSettings, progress: float) -> float:
+    """How many features may fire for a picture on average, at this share of the budget."""
+    if progress >= settings.anneal:
+        return settings.k
+    rest = max(0.0, 1 - 1.25 * progress / settings.anneal)
+    return settings.low_k + max(0.0, settings.start_k - settings.low_k) * rest
+
+
+@torch.no_grad()
+def _wake(
+    model: SparseAutoencoder, optimizer: torch.optim.Optimizer, dead: torch.Tensor, residual: torch.Tensor
+) -> None:
+    """Point dead latents [n] at the residuals [b, d] that are longest, with fresh optimiser moments."""
+    indices = dead.nonzero().flatten()[: len(residual)]
+    if len(indices) == 0:
+        return
+    rows = residual.norm(dim=-1).topk(len(indices)).indices
+    directions = torch.nn.functional.normalize(residual[rows], dim=-1)
+    model.W_dec[indices], model.W_enc[:, indices], model.b_enc[indices] = directions, directions.T, 0.0
+    for parameter, index in ((model.W_dec, indices), (model.W_enc, (slice(None), indices)), (model.b_enc, indices)):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[parameter][moment][index] = 0.0
+
+
+@torch.no_grad()
+def neighbour_directions(embeds: torch.Tensor, count: int, rank: int, seed: int, sample: int = 4096) -> torch.Tensor:
+    """`count` unit directions [count, d] that each lead from a near neighbour to a picture, far from one another.
+
+    Near neighbours differ in little, so their difference is close to a single feature where a whole embedding is a sum
+    of many. Chosen greedily from `sample` differences: each next one is least like those chosen (farthest point).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(embeds), generator=generator)[:sample]
+    near = []
+    for chunk in rows.split(256):
+        distances = torch.cdist(embeds[chunk], embeds)
+        near.append(distances.topk(min(rank + 1, len(embeds)), largest=False).indices[:, -1])
+    candidates = torch.nn.functional.normalize(embeds[rows] - embeds[torch.cat(near)], dim=-1)
+    chosen = [0]
+    likeness = candidates @ candidates[0]
+    while len(chosen) < min(count, len(candidates)):
+        chosen.append(int(likeness.argmin()))
+        likeness = torch.maximum(likeness, candidates @ candidates[chosen[-1]])
+    directions = candidates[chosen]
+    if len(directions) < count:
+        spare = torch.randn(count - len(directions), embeds.shape[1], generator=generator)
+        directions = torch.cat([directions, torch.nn.functional.normalize(spare, dim=-1)])
+    return directions
+
+
 def train_sae(
     embeds: torch.Tensor,
     directory: Path,
@@ -60,10 +124,8 @@ def train_sae(
     model = SparseAutoencoder(embeds.shape[1], settings.d_sae, settings.k)
     with torch.no_grad():
         model.b_dec.copy_(embeds.mean(0))
-        # rows of the data as first directions: every latent starts where embeddings are
-        rows = torch.randperm(len(embeds))[: settings.d_sae]
-        starts = embeds[rows] - embeds.mean(0)
-        model.W_dec[: len(rows)] = starts + 0.5 * starts.norm(dim=-1, keepdim=True) * model.W_dec[: len(rows)]
+        if settings.neighbour:
+            model.W_dec.copy_(neighbour_directions(embeds, settings.d_sae, settings.neighbour, seed))
         model.normalise_decoder()
         model.W_enc.copy_(model.W_dec.T)
     scale = (embeds - embeds.mean(0)).square().sum(-1).mean()
@@ -71,22 +133,32 @@ def train_sae(
     silent = _Silence(settings.d_sae)
     run = Run(directory, "sae", budget, {"model": model, "optimizer": optimizer, "silent": silent})
     for step in run.steps():
+        model.b_dec.requires_grad_(False)  # stays the mean: a trained one would take one value of each kind for granted
         rows = torch.randint(len(embeds), (settings.batch,), generator=step_generator(seed, step))
         x = embeds[rows]
         set_rate(optimizer, learning_rate(settings.peak_rate, step, run.progress))
+        model.k = scheduled_k(settings, run.progress)
         pre = model.pre_acts(x)
         features = model.batch_topk(pre)
         output = model.decode(features)
         silent.update(features)
         dead = silent.steps > settings.dead_after
-        loss = (output - x).square().sum(-1).mean() / scale
+        whole = (output - x).square().sum(-1).mean() / scale
+        loss = whole
+        for share in settings.prefixes[:-1]:
+            size = round(share * settings.d_sae)
+            loss = loss + (features[:, :size] @ model.W_dec[:size] + model.b_dec - x).square().sum(-1).mean() / scale
         auxiliary = auxiliary_loss(model, pre, (x - output).detach(), dead, settings.aux_k)
         optimizer.zero_grad(set_to_none=True)
         (loss + settings.aux_weight * auxiliary).backward()
         optimizer.step()
         model.normalise_decoder()
+        if settings.anneal < run.progress < 0.75 and step % settings.wake_every == 0:
+            _wake(model, optimizer, dead, (x - output).detach())
+            silent.steps[dead] = 0
         if step % log_every == 0:
-            run.log(unexplained=loss.item(), dead=float(dead.sum()))
+            run.log(unexplained=whole.item(), dead=float(dead.sum()))
+    model.k = settings.k
     model.calibrate(embeds)
     return model.eval()
 

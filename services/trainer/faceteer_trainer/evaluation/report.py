@@ -1,0 +1,144 @@
+"""Write the evaluation's figures down as Markdown, beside the targets. It computes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from faceteer_trainer.postcards.world import FACTOR_NAMES
+
+
+def percent(share: float) -> str:
+    """0.951 -> 95.1."""
+    return f"{100 * share:.1f}"
+
+
+def interval(entry: dict[str, float]) -> str:
+    """A share with its Wilson interval."""
+    return f"{percent(entry['share'])} ({percent(entry['low'])}–{percent(entry['high'])})"
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "**missed**"
+
+
+def targets(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """What was to be reached: (measure, target, figure, whether it is reached)."""
+    encoder, sae, decoder, steering = (results[key] for key in ("encoder", "sae", "decoder", "steering"))
+    switch, noise = steering["arms"]["switch"], steering["new_noise"]["all"]["share"]
+    random = steering["arms"]["random"]["reached"]["share"]
+    lost = noise - switch["kept"]["share"]
+    return [
+        ("CLIP zero-shot, mean over factors", ">= 92 %", percent(encoder["zero_shot_mean"]),
+         encoder["zero_shot_mean"] >= 0.92),
+        ("CLIP zero-shot, worst factor", ">= 85 %", percent(encoder["zero_shot_worst"]),
+         encoder["zero_shot_worst"] >= 0.85),
+        ("SAE explained variance at its L0", ">= 0.97 at <= 16",
+         f"{sae['explained_variance']:.4f} at {sae['l0_mean']:.1f}",
+         sae["explained_variance"] >= 0.97 and sae["l0_mean"] <= 16),
+        ("SAE dead latents", "< 5 %", percent(sae["dead_share"]), sae["dead_share"] < 0.05),
+        ("factor values with a feature of AUC >= 0.95", ">= 80 %", percent(sae["values_with_auc_95"]),
+         sae["values_with_auc_95"] >= 0.8),
+        ("decoder: factors kept, of the judge's ceiling, mean", ">= 90 %", percent(decoder["of_ceiling_mean"]),
+         decoder["of_ceiling_mean"] >= 0.9),
+        ("decoder: the worst factor", ">= 75 %", percent(decoder["of_ceiling_worst"]),
+         decoder["of_ceiling_worst"] >= 0.75),
+        ("steering (switch): target reached, features of AUC >= 0.95", ">= 95 %",
+         percent(switch["reached_where_auc_95"]["share"]), switch["reached_where_auc_95"]["share"] >= 0.95),
+        ("steering (switch): target reached, all values", ">= 85 %", percent(switch["reached"]["share"]),
+         switch["reached"]["share"] >= 0.85),
+        ("steering (switch): other factors kept, below a new noise seed", "<= 5 points",
+         f"{100 * lost:.1f}", lost <= 0.05),
+        ("random feature of equal norm: target reached", "< 10 %", percent(random), random < 0.1),
+        ("one picture, float32", "< 1 s", f"{results['one_picture']['seconds']:.2f}",
+         results["one_picture"]["seconds"] < 1),
+    ]  # fmt: skip
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(r) + " |" for r in rows), ""]
+
+
+def _arms(steering: dict[str, Any]) -> list[str]:
+    names = {
+        "switch": "switch: set to 1.0, rivals off", "set": "set to 1.0",
+        "means": "difference of class means (uses truth)",
+        "unedited": "control: unedited", "wrong_sign": "control: set to −1.0",
+        "random": "control: random feature, equal norm",
+    }  # fmt: skip
+    rows = [
+        [text, interval(steering["arms"][arm]["reached"]), interval(steering["arms"][arm]["reached_where_auc_95"]),
+         interval(steering["arms"][arm]["kept"])]
+        for arm, text in names.items()
+    ]  # fmt: skip
+    return _table(["edit", "target reached %", "where AUC >= 0.95 %", "other factors kept %"], rows)
+
+
+def _values(results: dict[str, Any]) -> list[str]:
+    steering, values = results["steering"], results["sae"]["values"]
+    arms = ("switch", "set", "means", "random")
+    rows = []
+    for name, entry in values.items():
+        row = [name.replace("=", ": "), str(entry["feature"]), f"{entry['auc']:.3f}"]
+        row += [percent(steering["arms"][arm]["values"][name]["reached"]["share"]) for arm in arms]
+        row.append(percent(steering["arms"]["switch"]["values"][name]["kept"]["share"]))
+        row.append(percent(steering["ablate"]["values"][name]["share"]))
+        rows.append(row)
+    return _table(["value", "feature", "AUC", "switch %", "set %", "means %", "random %", "kept by switch %",
+                   "still shown when ablated %"], rows)  # fmt: skip
+
+
+def write_report(results: dict[str, Any], path: Path) -> None:
+    """REPORT.md: targets first, then every measure."""
+    encoder, sae, decoder, steering = (results[key] for key in ("encoder", "sae", "decoder", "steering"))
+    lines = [
+        "# Postcards: how well it steers", "",
+        "Written by `python -m faceteer_trainer evaluate --bundle DIR`. Pictures are judged by a classifier that was",
+        "trained on renders only, never on CLIP, the SAE or a generated picture. Intervals are Wilson's at 95 %.",
+        f"Painted with {results['steps']} steps, guidance {results['guidance']}; with "
+        + " and ".join(f"{n} steps the factors kept are {interval(s)} %" for n, s in results["steps_check"].items())
+        + ".",
+        "", "## Against the targets", "",
+        *_table(["measure", "target", "figure", ""], [[m, t, f, _verdict(ok)] for m, t, f, ok in targets(results)]),
+        f"## By factor ({encoder['pictures']} held-out renders; decoder: {decoder['pictures']} pictures)", "",
+        *_table(
+            ["factor", "judge on renders %", "zero-shot %", "linear probe %", "decoder keeps %", "of the ceiling %",
+             "through the SAE %", "a new noise seed keeps %"],
+            [[name, *(percent(v) for v in (
+                results["judge"][name], encoder["zero_shot"][name], encoder["linear_probe"][name],
+                decoder["factors"][name], decoder["of_ceiling"][name], decoder["through_sae"][name],
+                steering["new_noise"]["by_factor"][name]["share"]))] for name in FACTOR_NAMES],
+        ),
+        "## The SAE", "",
+        f"{sae['d_sae']} features over {sae['d_in']} dimensions. Explained variance {sae['explained_variance']:.4f}, "
+        f"cosine {sae['cosine']:.4f}, L0 {sae['l0_mean']:.2f} (1 %, median, 99 %: "
+        + ", ".join(f"{v:.0f}" for v in sae["l0_quantiles"].values())
+        + f"). Dead: {percent(sae['dead_share'])} % over {sae['dead_window']} pictures. Monosemanticity "
+        f"{sae['monosemanticity_mean']:.3f}, of the same activations on shuffled pictures "
+        f"{sae['monosemanticity_random']:.3f} (similarity by the judge's features).", "",
+        "## Steering", "",
+        "Pictures that lack a value; its best feature is turned on; same noise seed before and after. Kept: of the",
+        "other seven factors, those judged as before. A new noise seed alone keeps",
+        f"{interval(steering['new_noise']['all'])} %.",
+        "", *_arms(steering),
+        "Strength (SCALED: 1.0 is the feature's own 99th percentile where it fires):", "",
+        *_table(["value", "set: reached %", "set: kept %", "switch: reached %", "switch: kept %"], [
+            [scaled, *(percent(arms[arm][what]["share"]) for arm in ("set", "switch") for what in ("reached", "kept"))]
+            for scaled, arms in steering["sweep"].items()
+        ]),
+        "Ablating a value's feature where it is shown: still shown in "
+        f"{interval(steering['ablate']['still_shown'])} %, "
+        f"other factors kept {interval(steering['ablate']['kept'])} %.", "",
+        f"Transfer (B differs from A in one factor; the difference is applied to C): reached "
+        f"{interval(steering['transfer']['reached'])} %, kept {interval(steering['transfer']['kept'])} %.", "",
+        *_table(["stacked switches", "targets reached %", "all at once %", "other factors kept %"], [
+            [edits, interval(entry["reached"]), interval(entry["all_reached"]),
+             interval(entry["kept"]) if entry["kept"]["count"] else "none left"]
+            for edits, entry in steering["stacking"].items()
+        ]),
+        "## By value", "", *_values(results),
+        f"One picture, {results['one_picture']['steps']:.0f} steps with guidance, float32, "
+        f"{results['one_picture']['threads']:.0f} threads: {results['one_picture']['seconds']:.2f} s. "
+        f"This evaluation took {results['minutes']:.1f} minutes.",
+    ]  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,167 @@
+"""Make the whole bundle from nothing, step by step; each step resumes, and is skipped when its result is there.
+
+A working directory holds corpora, caches, checkpoints and logs; the bundle is written from it at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import VQModel
+from safetensors.torch import load_file, save_file
+
+from faceteer_trainer.postcards.bundle import negative_embeds, seal_bundle, write_generator
+from faceteer_trainer.postcards.clip import ClipSettings, embed_pictures, load_encoder, train_clip
+from faceteer_trainer.postcards.corpus import Corpus, draw_corpus
+from faceteer_trainer.postcards.library import write_library
+from faceteer_trainer.postcards.movq import MovqSettings, encode_all, sharpen_decoder, train_movq
+from faceteer_trainer.postcards.unet import DecoderData, UnetSettings, load_averaged, train_unet
+from faceteer_trainer.sae.model import load_sae, save_sae
+from faceteer_trainer.sae.statistics import embedding_statistics, measure_features, save_statistics
+from faceteer_trainer.sae.train import SaeSettings, train_sae
+from faceteer_trainer.training import Budget
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What each step may spend. Minutes are of one core, of `workers` cores for the decoder."""
+
+    corpus: int = 60_000
+    held_out: int = 8_000
+    library: int = 24_000
+    clip: Budget = Budget(minutes=10)
+    movq: Budget = Budget(minutes=17)
+    sharpen: Budget = Budget(minutes=14)
+    unet: Budget = Budget(minutes=66)
+    sae: Budget = Budget(steps=5000)
+    clip_settings: ClipSettings = field(default_factory=ClipSettings)
+    movq_settings: MovqSettings = field(default_factory=MovqSettings)
+    unet_settings: UnetSettings = field(default_factory=UnetSettings)
+    sae_settings: SaeSettings = field(default_factory=SaeSettings)
+
+
+PRESETS = {
+    "full": Preset(),
+    # For tests: every step in a few seconds; nothing it makes is any good.
+    "trial": Preset(
+        corpus=256, held_out=64, library=256,
+        clip=Budget(steps=4), movq=Budget(steps=3), sharpen=Budget(steps=2), unet=Budget(steps=3), sae=Budget(steps=60),
+        clip_settings=ClipSettings(embed_dim=32, vision_width=16, vision_layers=(1, 1, 1, 1), text_width=32,
+                                   batch=16, full_captions=8, short_captions=8),
+        movq_settings=MovqSettings(channels=(32, 32, 32), latent_channels=4, batch=2),
+        unet_settings=UnetSettings(channels=(32, 32), cross_attention_dim=32, batch=4),
+        sae_settings=SaeSettings(d_sae=64, k=6, batch=64),
+    ),
+}  # fmt: skip
+
+
+class Workshop:
+    """The steps of a build over one working directory."""
+
+    def __init__(
+        self, work: Path, preset: Preset, seed: int = 0, device: str = "cpu", workers: int | None = None
+    ) -> None:
+        self.work, self.preset, self.seed, self.device = work, preset, seed, device
+        # a GPU trains alone; pictures are drawn on the CPU either way
+        self.workers = workers or min(os.cpu_count() or 1, 2)
+        self.trainers = 1 if device != "cpu" else self.workers
+
+    @property
+    def corpus(self) -> Corpus:
+        """What everything is trained on."""
+        return draw_corpus(self.work / "corpus", self.preset.corpus, self.seed + 1, self.workers)
+
+    @property
+    def held_out(self) -> Corpus:
+        """Pictures for the trainers' own checks."""
+        return draw_corpus(self.work / "held-out", self.preset.held_out, self.seed + 2, self.workers)
+
+    def clip(self) -> Path:
+        """Train the encoder, then embed the corpus."""
+        encoder = self.work / "clip" / "encoder"
+        if not (encoder / "open_clip_model.safetensors").exists():
+            train_clip(self.corpus, self.held_out, self.work / "clip", self.preset.clip, self.preset.clip_settings,
+                       self.seed, self.device)  # fmt: skip
+        if not (self.work / "embeds.safetensors").exists():
+            model, _ = load_encoder(encoder)
+            model.to(self.device)
+            save_file(
+                {"train": embed_pictures(model, self.corpus.pictures), "negative": negative_embeds(model)},
+                self.work / "embeds.safetensors",
+            )
+        return encoder
+
+    def movq(self) -> Path:
+        """Train the picture autoencoder, then encode the corpus."""
+        final = self.work / "movq" / "final"
+        if not final.exists():
+            model = train_movq(self.corpus.pictures, self.held_out.pictures, self.work / "movq", self.preset.movq,
+                               self.preset.movq_settings, self.seed, self.device)  # fmt: skip
+            model.save_pretrained(final)
+        if not (self.work / "latents.safetensors").exists():
+            model = VQModel.from_pretrained(final).to(self.device)
+            save_file({"latents": encode_all(model, self.corpus.pictures)}, self.work / "latents.safetensors")
+        return final
+
+    def _decoder_data(self) -> DecoderData:
+        embeds = load_file(self.work / "embeds.safetensors")
+        latents = load_file(self.work / "latents.safetensors")["latents"]
+        return DecoderData(latents, embeds["train"], embeds["negative"])
+
+    def unet(self) -> Path:
+        """Train the decoder; needs `clip` and `movq`."""
+        train_unet(self._decoder_data(), self.work / "unet", self.preset.unet, self.preset.unet_settings, self.seed,
+                   self.device, self.trainers)  # fmt: skip
+        return self.work / "unet"
+
+    def sharpen(self) -> Path:
+        """Train the autoencoder's decoding half on; needs `movq`."""
+        sharp = self.work / "movq" / "sharp"
+        if not sharp.exists():
+            model = VQModel.from_pretrained(self.work / "movq" / "final")
+            latents = load_file(self.work / "latents.safetensors")["latents"]
+            sharpen_decoder(model, self.corpus.pictures, latents, self.held_out.pictures, self.work / "movq",
+                            self.preset.sharpen, self.seed, self.device).save_pretrained(sharp)  # fmt: skip
+        return sharp
+
+    def sae(self) -> Path:
+        """Train the sparse autoencoder and measure its features on the corpus; needs `clip`."""
+        out = self.work / "sae"
+        embeds = load_file(self.work / "embeds.safetensors")["train"]
+        model = train_sae(embeds, out, self.preset.sae, self.preset.sae_settings, self.seed)
+        save_sae(model, out / "part", {})
+        model = load_sae(out / "part")  # measure what is shipped: float16 weights
+        with torch.no_grad():
+            features = model.encode(embeds)
+        save_sae(model, out / "part", {
+            "embedding_statistics": embedding_statistics(embeds, features),
+            "trained_on": f"{len(embeds)} postcards", "seed": self.seed,
+        })  # fmt: skip
+        save_statistics(measure_features(features), out / "part" / "feature_statistics.safetensors")
+        return out / "part"
+
+    def assemble(self, out: Path) -> Path:
+        """Write the bundle from what there is, with the newest decoder checkpoint, finished or not."""
+        data = self._decoder_data()
+        for part, source in (("encoder", self.work / "clip" / "encoder"), ("sae", self.work / "sae" / "part")):
+            shutil.rmtree(out / part, ignore_errors=True)
+            shutil.copytree(source, out / part)
+        sharp = self.work / "movq" / "sharp"
+        movq = VQModel.from_pretrained(sharp if sharp.exists() else self.work / "movq" / "final")
+        unet = load_averaged(self.work / "unet", data, self.preset.unet_settings)
+        write_generator(unet, movq, data.negative, out / "generator")
+        library = min(self.preset.library, len(data.embeds))
+        write_library(out, self.corpus, data.embeds, library)
+        seal_bundle(out, data.embeds.shape[1])
+        return out
+
+    def build(self, out: Path) -> Path:
+        """Everything, in order."""
+        for step in (self.clip, self.movq, self.unet, self.sharpen, self.sae):
+            print(f"== {step.__name__}", flush=True)
+            step()
+        return self.assemble(out)
