@@ -15,11 +15,13 @@ import grpc.aio
 
 from faceteer import _effects as effects
 from faceteer._channels import Endpoint
-from faceteer._errors import CancelledError, FaceteerError
+from faceteer._errors import CancelledError, FaceteerError, ServerUnreachableError
 from faceteer._status import error_from_call
 
 T = TypeVar("T")
 _DONE = object()
+# What grpc.aio reports in place of the stream's status when the server ends it during a write.
+_WRITE_FAILED = "Internal error from Core"
 _EOF: Any = vars(grpc.aio)["EOF"]  # not in the published type information
 
 
@@ -169,6 +171,10 @@ class AsyncDriver:
     def _translated(self, error: Any, timeout: float | None) -> FaceteerError:
         if self._closed:
             return CancelledError("the client was closed during the call")
+        if error.details() == _WRITE_FAILED:
+            return ServerUnreachableError(
+                f"{self._endpoint.address} ended the stream while it was written to", address=self._endpoint.address
+            )
         return error_from_call(
             error.code().name,
             error.details() or "",

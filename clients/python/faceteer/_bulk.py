@@ -6,6 +6,7 @@ Knows nothing of how calls are made.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -38,6 +39,7 @@ OnError: TypeAlias = "Literal['raise', 'skip', 'nan'] | Callable[[int, FaceteerE
 
 # A stream is renewed now and then, so that its deadline bounds waiting and not work, and a draining server is let go.
 _PICTURES_A_STREAM = 4096
+_SLOW_START = 2
 
 
 def encode_pictures(
@@ -120,6 +122,7 @@ class _Bulk:
         self._item_tries: dict[int, Attempts] = {}
         self._pause: Operation[None] | None = None
         self._waited = 0.0
+        self._broken = False
 
     def run(self) -> Operation[None]:
         while self._pending or not self._exhausted:
@@ -132,32 +135,42 @@ class _Bulk:
                 if error.index is not None:
                     raise
                 self._in_flight.clear()
+                self._broken = True
                 if isinstance(error, DeadlineExceededError) and self._source_was_slow():
                     continue
                 yield from self.attempts.after(error)
 
     def _one_stream(self, stream: Any) -> Operation[None]:
         opened, sent, done_writing, self._waited = time.monotonic(), 0, False, 0.0
-        for again, data in self._pending.items():
-            self._in_flight.add(again)
-            yield Write(stream, _request(again, data))
+        again = deque(self._pending)
+        # A stream that follows a broken one starts slowly: asyncio's gRPC hides the status of a stream that the server
+        # refuses while much is being written to it.
+        limit = _SLOW_START if self._broken else self._window
         while True:
             renew = sent >= _PICTURES_A_STREAM or self._is_old(opened)
-            while not (self._exhausted or renew or done_writing) and len(self._pending) < self._window:
-                index = yield from self._read()
+            while not done_writing and len(self._in_flight) < limit:
+                if again:
+                    index: int | None = again.popleft()
+                elif self._exhausted or renew or len(self._pending) >= self._window:
+                    break
+                else:
+                    index = yield from self._read()
                 if index is not None:
                     sent += 1
                     self._in_flight.add(index)
                     yield Write(stream, _request(index, self._pending[index]))
-            if not done_writing and (self._exhausted or renew or not self._in_flight):
+            if not done_writing and not again and (self._exhausted or renew or not self._in_flight):
                 done_writing = True
                 yield DoneWriting(stream)
             started = time.monotonic()
-            message = yield Receive(stream)
-            self._waited += time.monotonic() - started
+            try:
+                message = yield Receive(stream)
+            finally:
+                self._waited += time.monotonic() - started
             if message is END:
                 break
             self._waited = 0.0
+            self._broken, limit = False, self._window
             yield from self._take(message)
         yield Close(stream)
         if self._in_flight:

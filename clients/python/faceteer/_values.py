@@ -5,7 +5,6 @@ Knows nothing of calls; each converts itself from and to ``faceteer.v1``.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -87,6 +86,9 @@ class Settings:
         guidance_scale: classifier-free guidance; 1 or less draws without.
         size: (width, height) in pixels.
         scheduler: the noise scheduler's name.
+
+    Raises:
+        InvalidArgumentError: names the attribute at fault.
     """
 
     seeds: tuple[int, ...] = ()
@@ -94,6 +96,22 @@ class Settings:
     guidance_scale: float | None = None
     size: tuple[int, int] | None = None
     scheduler: Scheduler | None = None
+
+    def __post_init__(self) -> None:
+        # frozen: the checked forms are put in place here, once.
+        seeds = tuple(_integer("seeds", seed, 0, UINT64_MAX) for seed in self.seeds)
+        object.__setattr__(self, "seeds", seeds)
+        if self.steps is not None:
+            object.__setattr__(self, "steps", _integer("steps", self.steps, 1, UINT32_MAX))
+        if self.guidance_scale is not None:
+            object.__setattr__(self, "guidance_scale", float32("guidance_scale", self.guidance_scale))
+        if self.size is not None:
+            pair = tuple(self.size) if isinstance(self.size, tuple | list) else ()
+            if len(pair) != 2:
+                raise _invalid("size", f"{self.size!r} is neither a number of pixels nor (width, height)")
+            object.__setattr__(self, "size", tuple(_integer("size", side, 1, UINT32_MAX) for side in pair))
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise _invalid("scheduler", f"{self.scheduler!r} is unknown; one of {', '.join(SCHEDULERS)}")
 
     @classmethod
     def of(
@@ -106,27 +124,15 @@ class Settings:
         size: int | tuple[int, int] | None = None,
         scheduler: Scheduler | None = None,
     ) -> Settings:
-        """Checked settings from loose arguments. Raises InvalidArgumentError naming the one at fault."""
+        """Settings from a call's arguments. Raises InvalidArgumentError naming the one at fault, as the class does."""
         if seed is not None and seeds is not None:
             raise _invalid("seed", "given together with seeds; pass one of them")
         chosen = (seed,) if seed is not None else tuple(seeds if seeds is not None else ())
         if seeds is not None and not chosen:
             raise _invalid("seeds", "is empty; pass at least one seed, or leave it out")
-        width_height = None
-        if size is not None:
-            pair = (size, size) if not isinstance(size, tuple | list) else tuple(size)
-            if len(pair) != 2:
-                raise _invalid("size", f"{size!r} is neither a number of pixels nor (width, height)")
-            width_height = (_integer("size", pair[0], 1, UINT32_MAX), _integer("size", pair[1], 1, UINT32_MAX))
-        if scheduler is not None and scheduler not in SCHEDULERS:
-            raise _invalid("scheduler", f"{scheduler!r} is unknown; one of {', '.join(SCHEDULERS)}")
-        return cls(
-            seeds=tuple(_integer("seeds" if seeds is not None else "seed", one, 0, UINT64_MAX) for one in chosen),
-            steps=None if steps is None else _integer("steps", steps, 1, UINT32_MAX),
-            guidance_scale=None if guidance_scale is None else float32("guidance_scale", guidance_scale),
-            size=width_height,
-            scheduler=scheduler,
-        )
+        square = size is not None and not isinstance(size, tuple | list)
+        width_height: Any = (size, size) if square else size
+        return cls(chosen, steps, guidance_scale, width_height, scheduler)
 
     @classmethod
     def from_proto(cls, message: generator_pb2.GenerationSettings) -> Settings:
@@ -171,7 +177,9 @@ def float32(field: str, value: float) -> float:
         number = float(value)
     except (TypeError, ValueError) as error:
         raise _invalid(field, f"{value!r} is not a number") from error
-    if not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
+    with np.errstate(over="ignore"):
+        fits = bool(np.isfinite(np.float32(number)))
+    if not fits:
         raise _invalid(field, f"{number!r} is not a finite float32")
     return shortest(number)
 

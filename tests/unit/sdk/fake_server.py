@@ -1,8 +1,8 @@
 """A small real Faceteer server over arithmetic that can be done by hand: the SDK's and the CLI's test double.
 
-Knows nothing of the SDK. The "encoder" puts the mean brightness of a picture's 4 x 4 tiles (0 to 1) into the first 16 of
-512 dimensions; the "SAE" is the identity, so feature i is max(0, x[i]); every p99 is 2, so scaled = activation / 2; the
-"generator" paints one flat colour that its seed picks. Calls are recorded, and can be made to fail.
+Knows nothing of the SDK. The "encoder" puts the mean brightness of a picture's 4 x 4 tiles (0 to 1) into the first 16
+of 512 dimensions; the "SAE" is the identity, so feature i is max(0, x[i]); every p99 is 2, so scaled = activation / 2;
+the "generator" paints one flat colour that its seed picks. Calls are recorded, and can be made to fail.
 """
 
 from __future__ import annotations
@@ -20,11 +20,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from PIL import Image
-
 from faceteer.v1 import (
     edits_pb2,
     encoder_pb2,
@@ -39,6 +34,10 @@ from faceteer.v1 import (
     studio_pb2_grpc,
     tensor_pb2,
 )
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from PIL import Image
 
 D = 512
 P99 = 2.0
@@ -405,6 +404,10 @@ class FakeServer(
             settings.guidance_scale = 2.0
         if not settings.seeds:
             settings.seeds.append(self.picked_seed)
+        finished = threading.Event()
+        if not context.add_callback(lambda: finished.is_set() or self.cancelled.set()):
+            self.cancelled.set()  # gone already
+            return
         yield studio_pb2.EditImageResponse(queued=generator_pb2.Queued(position=1))
         yield studio_pb2.EditImageResponse(started=generator_pb2.Started(seeds=settings.seeds, settings=settings))
         for index, seed in enumerate(settings.seeds):
@@ -414,7 +417,6 @@ class FakeServer(
             for step in range(1, settings.steps + 1):
                 time.sleep(self.step_seconds)
                 if not context.is_active():
-                    self.cancelled.set()
                     return
                 self.steps_done += 1
                 progress = generator_pb2.Progress(index=index, step=step, steps=settings.steps)
@@ -426,6 +428,7 @@ class FakeServer(
                 index=index, seed=seed, data=picture.getvalue(), width=settings.width, height=settings.height
             )
             yield studio_pb2.EditImageResponse(image=image)
+        finished.set()
         yield studio_pb2.EditImageResponse(finished=generator_pb2.Finished())
 
     def _apply(self, x: np.ndarray, edits: Any, *, measure: bool) -> tuple[Any, np.ndarray, list[edits_pb2.Edit]]:

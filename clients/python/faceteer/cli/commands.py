@@ -30,7 +30,7 @@ app.add_typer(recipe_app, name="recipe")
 
 Address = Annotated[
     str | None,
-    typer.Option("--address", help="The server, host:port. [default: FACETEER_ADDRESS, else localhost:50050]"),
+    typer.Option("--address", help="The server, host:port; FACETEER_ADDRESS, else localhost:50050."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts on stdout, and nothing else.")]
 Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for each answer.")]

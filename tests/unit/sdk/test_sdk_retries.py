@@ -1,0 +1,130 @@
+"""Retries and deadlines: what is tried again, how long is waited, when it stops."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import faceteer
+import pytest
+from faceteer._effects import Sleep, Unary
+from faceteer._methods import GET_STUDIO
+from faceteer._retries import Attempts, Retries, Timeouts, call
+from faceteer.v1 import studio_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.sdk.fake_server import FakeServer, Fault, png
+
+UNAVAILABLE = Fault("UNAVAILABLE", "STARTING")
+
+
+def test_unavailable_is_tried_again_until_it_works(either: Any, server: FakeServer) -> None:
+    server.fail("GetStudio", *[UNAVAILABLE] * 4)
+    assert either.status().bundle == "fake"
+    assert server.names().count("GetStudio") == 5
+
+
+def test_the_fifth_failure_is_the_last(either: Any, server: FakeServer) -> None:
+    server.fail("GetStudio", *[UNAVAILABLE] * 9)
+    with pytest.raises(faceteer.UnavailableError):
+        either.status()
+    assert server.names().count("GetStudio") == 5
+
+
+def test_no_retries_means_one_try(server: FakeServer) -> None:
+    server.fail("GetStudio", UNAVAILABLE)
+    with faceteer.connect(server.address, retries=0) as client, pytest.raises(faceteer.UnavailableError):
+        client.status()
+    assert server.names() == ["GetStudio"]
+
+
+def test_a_full_queue_is_tried_again_when_the_server_says_when_and_not_before(either: Any, server: FakeServer) -> None:
+    server.fail("OpenImage", Fault("RESOURCE_EXHAUSTED", "QUEUE_FULL", retry_after=0.3))
+    started = time.monotonic()
+    either.open(png(1))
+    assert time.monotonic() - started >= 0.3
+    assert server.names().count("OpenImage") == 2
+
+
+def test_a_full_queue_without_a_time_is_final(either: Any, server: FakeServer) -> None:
+    server.fail("OpenImage", Fault("RESOURCE_EXHAUSTED", "QUEUE_FULL"))
+    with pytest.raises(faceteer.QueueFullError) as raised:
+        either.open(png(1))
+    assert raised.value.retry_after is None
+    assert server.names().count("OpenImage") == 1
+
+
+def test_retrying_ends_where_the_deadline_would_pass_and_the_failure_is_what_is_raised(
+    either: Any, server: FakeServer
+) -> None:
+    server.fail("OpenImage", Fault("RESOURCE_EXHAUSTED", "QUEUE_FULL", retry_after=30))
+    started = time.monotonic()
+    with pytest.raises(faceteer.QueueFullError) as raised:
+        either.open(png(1), timeout=2)
+    assert time.monotonic() - started < 1, "waiting 30 s within 2 s is not begun"
+    assert raised.value.retry_after == pytest.approx(30)
+
+
+def test_the_deadline_is_the_whole_operations_and_not_each_trys(server: FakeServer) -> None:
+    server.answer_seconds = 0.15
+    server.fail("GetStudio", *[UNAVAILABLE] * 20)
+    started = time.monotonic()
+    with (
+        faceteer.connect(server.address, retries=faceteer.Retries(attempts=50, first=0.01)) as client,
+        pytest.raises((faceteer.UnavailableError, faceteer.DeadlineExceededError)),
+    ):
+        client.status(timeout=0.5)
+    assert time.monotonic() - started < 1.0
+
+
+def test_a_server_that_comes_up_during_the_retries_is_found() -> None:
+    with FakeServer() as placeholder:
+        address = placeholder.address
+    retries = faceteer.Retries(attempts=60, first=0.1, factor=1)
+    with faceteer.connect(address, retries=retries) as client, pytest.raises(faceteer.ServerUnreachableError):
+        client.status(timeout=0.4)
+
+
+@given(retry=st.integers(0, 12), asked=st.none() | st.floats(0, 60), luck=st.floats(0, 1, exclude_max=True))
+def test_the_wait_grows_stays_within_its_bounds_and_is_never_less_than_the_server_asked(
+    retry: int, asked: float | None, luck: float
+) -> None:
+    retries = Retries(attempts=99, first=0.1, factor=2, longest=5, _random=lambda: luck)
+    wait = retries.wait(retry, faceteer.UnavailableError("x", retry_after=asked))
+    assert wait is not None
+    backoff = min(5, 0.1 * 2**retry)
+    assert wait >= backoff / 2
+    assert wait >= (asked or 0)
+    assert wait <= max(backoff, (asked or 0) * 1.25)
+
+
+def test_the_core_is_sans_io_and_can_be_run_by_hand() -> None:
+    operation = call(GET_STUDIO, studio_pb2.GetStudioRequest(), Attempts(Retries(first=1.0), 60))
+    first = next(operation)
+    assert isinstance(first, Unary)
+    assert first.timeout == pytest.approx(60, abs=1)
+    sleep = operation.throw(faceteer.UnavailableError("down"))
+    assert isinstance(sleep, Sleep)
+    assert 0.5 <= sleep.seconds <= 1.0
+    assert isinstance(operation.send(None), Unary)
+    with pytest.raises(StopIteration) as done:
+        operation.send(studio_pb2.GetStudioResponse(bundle="by hand"))
+    assert done.value.value.bundle == "by hand"
+
+
+def test_one_number_is_every_kinds_deadline() -> None:
+    assert Timeouts.of(3) == Timeouts(3, 3, 3, 3)
+    assert Timeouts.of(None) == Timeouts()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan")])
+def test_a_timeout_that_is_none_is_refused(wrong: float) -> None:
+    with pytest.raises(faceteer.InvalidArgumentError, match="timeout"):
+        faceteer.connect("a:1", timeout=wrong)
+    with faceteer.connect("a:1") as client, pytest.raises(faceteer.InvalidArgumentError, match="timeout"):
+        client.status(timeout=wrong)
+
+
+def test_negative_retries_are_refused() -> None:
+    with pytest.raises(faceteer.InvalidArgumentError, match="retries"):
+        faceteer.connect("a:1", retries=-1)
