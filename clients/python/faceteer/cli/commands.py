@@ -18,6 +18,7 @@ from faceteer.cli import arguments, output, show
 app = typer.Typer(
     help="Edit images by their features: open a picture, see what is in it, turn its features up and down.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

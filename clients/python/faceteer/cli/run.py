@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -19,10 +18,17 @@ from faceteer.cli.commands import app
 
 def run(arguments: Sequence[str]) -> int:
     """The exit status of ``faceteer ARGUMENTS``."""
+    command = typer.main.get_command(app)
     try:
-        status: Any = typer.main.get_command(app)(list(arguments), prog_name="faceteer", standalone_mode=False)
+        # Not command.main(), which has words and statuses of its own for an interrupt and a closed pipe.
+        with command.make_context("faceteer", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
     except TyperException as error:
         words = " ".join(error.format_message().split())
+        if not words:  # no command at all: the help was printed in its place
+            return cli.BAD_INPUT
         return _failed(f"{words[:1].lower()}{words[1:].rstrip('.')}; see faceteer --help", cli.BAD_INPUT)
     except faceteer.FaceteerError as error:
         return _failed(_sentence(error), _status(error))
@@ -35,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         return _failed("interrupted", cli.INTERRUPTED)
     except Exception as error:  # a defect of ours must not look like the user's, nor fill their terminal
         return _failed(f"unexpected {type(error).__name__}: {error}; please report it", cli.FAILED)
-    return status if isinstance(status, int) else cli.OK
+    return cli.OK
 
 
 def _sentence(error: faceteer.FaceteerError) -> str:

@@ -1,0 +1,184 @@
+"""The commands: what they print for people and for scripts, and what they write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faceteer import Recipe
+from PIL import Image
+from unit.sdk.fake_server import FakeServer, png
+
+Run = Callable[..., Any]
+
+
+def test_open_prints_json_for_scripts(faceteer: Run) -> None:
+    ran = faceteer("open", "boat.png", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    answer = ran.json
+    assert answer["embedding_id"].startswith("enc0-")
+    assert answer["features"][0] == {
+        "index": 5,
+        "label": "snow",
+        "activation": 0.98039216,
+        "scaled": 0.49019608,
+        "firing_share": 0.25,
+    }
+    assert (answer["l0"], answer["explained_variance"]) == (6, 1.0)
+    assert ran.out.count("\n") == 1
+
+
+def test_open_prints_a_table_for_people(faceteer: Run) -> None:
+    ran = faceteer("open", "boat.png", "--top", "3")
+    assert ran.status == 0
+    assert "boat.png\n  6 features · 100.0% of the variance explained" in ran.out
+    assert "#5 snow 0.980 0.49 ███" in ran.words
+    assert "… and 3 weaker ones" in ran.out
+    assert "\x1b" not in ran.out, "no colours into a pipe"
+
+
+def test_labels_are_never_read_as_markup(faceteer: Run) -> None:
+    assert "[bold]odd & <b>label</b>" in faceteer("open", "other.png").out
+
+
+def test_edit_writes_the_picture_and_prints_the_report_for_scripts(faceteer: Run, tmp_path: Path) -> None:
+    words = "--set night=1.0 --ablate snow --add #412=0.5 --scale 1=2 --seed 7 --steps 3 -o out.png --json"
+    ran = faceteer("edit", "boat.png", *words.split())
+    assert (ran.status, ran.err) == (0, "")
+    answer = ran.json
+    assert (answer["output"], answer["seed"], answer["width"], answer["height"]) == ("out.png", 7, 8, 8)
+    by_feature = {outcome["index"]: outcome for outcome in answer["outcomes"]}
+    assert by_feature[3]["achieved_scaled"] == 1.0
+    assert by_feature[5]["operation"] == "ablate"
+    assert by_feature[412]["requested_scaled"] == 0.5
+    assert by_feature[1]["requested"] == pytest.approx(2 * 20 / 255)
+    assert answer["recipe"]["settings"]["seeds"] == [7]
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.getpixel((0, 0))[0] == 7
+        assert Recipe.from_json(picture.text["faceteer:recipe"]).hash == answer["recipe_hash"]
+
+
+def test_edit_prints_a_table_for_people(faceteer: Run) -> None:
+    ran = faceteer("edit", "boat.png", "--switch", "night=1", "-o", "out.webp", "--seed", "3")
+    assert ran.status == 0
+    assert "#3 night switch 0.08 1.00 1.00" in ran.words
+    assert "#4 day rival of #3 0.10 0.00 0.00" in ran.words
+    assert "Drift of the features that were not edited: 5.0%" in ran.out
+    assert "wrote out.webp (8x8, seed 3)" in ran.out
+
+
+def test_edit_without_an_output_only_reports(faceteer: Run, server: FakeServer) -> None:
+    ran = faceteer("edit", "boat.png", "--set", "night=1")
+    assert "nothing drawn: name a file with -o" in ran.out
+    assert server.calls[-1][1].report_only
+
+
+def test_edit_takes_raw_units_and_every_setting(faceteer: Run, server: FakeServer) -> None:
+    words = "--set night=1.5 --unit raw --guidance 1.5 --size 16x8 --scheduler ddpm --steps 2 -o out.png"
+    assert faceteer("edit", "boat.png", *words.split()).status == 0
+    request = server.calls[-1][1]
+    assert (request.edits[0].value, request.edits[0].unit) == (1.5, 2)
+    settings = request.settings
+    assert (settings.width, settings.height, settings.steps, settings.scheduler) == (16, 8, 2, 1)
+    assert settings.guidance_scale == 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("a.png", "PNG"), ("a.webp", "WEBP"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG")]
+)
+def test_the_files_ending_decides_its_format(faceteer: Run, tmp_path: Path, name: str, format: str) -> None:
+    assert faceteer("edit", "boat.png", "-o", name).status == 0
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == format
+    assert not list(tmp_path.glob(".*")), "nothing temporary is left"
+
+
+def test_a_recipe_is_saved_shown_and_applied_to_another_picture(faceteer: Run, tmp_path: Path) -> None:
+    words = "--set night=1 --ablate snow --seed 7 --steps 2 -o a.png --save-recipe night.json"
+    assert faceteer("edit", "boat.png", *words.split()).status == 0
+    recipe = Recipe.load(tmp_path / "night.json")
+    assert recipe.settings.seeds == (7,)
+    shown = faceteer("recipe", "show", "night.json")
+    assert "set night to 1 (#3)" in shown.out
+    assert recipe.hash[:16] in shown.out
+    assert faceteer("recipe", "show", "night.json", "--json").json["hash"] == recipe.hash
+    applied = faceteer("recipe", "apply", "night.json", "other.png", "-o", "b.png", "--json")
+    assert applied.status == 0
+    assert applied.json["seed"] == 7
+    assert applied.json["recipe_hash"] == recipe.hash
+
+
+def test_a_recipe_can_be_saved_without_drawing(faceteer: Run, tmp_path: Path) -> None:
+    assert faceteer("edit", "boat.png", "--set", "night=1", "--seed", "9", "--save-recipe", "n.json").status == 0
+    assert Recipe.load(tmp_path / "n.json").settings.seeds == (9,)
+
+
+def test_diff_names_what_leads_from_one_to_the_other(faceteer: Run) -> None:
+    ran = faceteer("diff", "boat.png", "other.png", "--coverage", "1")
+    assert "boat.png → other.png" in ran.out
+    assert "#5 snow 0.980 0.000 -0.980" in ran.words
+    answer = faceteer("diff", "boat.png", "other.png", "--json").json
+    assert answer["features"][0]["label"] == "snow"
+    assert answer["coverage"] >= 0.9
+
+
+def test_transfer_draws_the_one_with_features_of_the_other(faceteer: Run, tmp_path: Path) -> None:
+    ran = faceteer("transfer", "boat.png", "other.png", "-o", "mixed.png", "--seed", "4", "--json")
+    assert ran.json["seed"] == 4
+    assert ran.json["coverage"] >= 0.9
+    assert (tmp_path / "mixed.png").exists()
+    against = faceteer("transfer", "boat.png", "other.png", "--reference", "other.png", "--json")
+    assert against.json["outcomes"] == []
+
+
+def test_features_are_searched_and_shown(faceteer: Run, tmp_path: Path) -> None:
+    found = faceteer("features", "search", "sn")
+    assert "#5 snow 25.00% 2 0.90" in found.words
+    assert faceteer("features", "search", "n", "--limit", "1", "--json").json["features"][0]["label"] == "night"
+    assert "Nothing is labelled like that" in faceteer("features", "search", "zebra").out
+    shown = faceteer("features", "show", "night", "--icon", "icon.png")
+    assert "feature #3 · labelled automatically" in shown.out
+    assert "hardly ever with day #4" in shown.out
+    assert (tmp_path / "icon.png").exists()
+    answer = faceteer("features", "show", "#3", "--json").json
+    assert (answer["index"], answer["statistics"]["p99"], answer["examples"][0]["picture"]) == (3, 2.0, "a")
+
+
+def test_status_shows_what_runs(faceteer: Run, server: FakeServer) -> None:
+    ran = faceteer("status")
+    assert f"{server.address}\n  bundle fake" in ran.out
+    assert "encoder ● serving enc0" in ran.words
+    answer = faceteer("status", "--json").json
+    assert answer["health"]["studio"] == "serving"
+    assert answer["generator"]["defaults"]["steps"] == 4
+
+
+def test_the_address_may_stand_before_or_after_the_command(
+    faceteer: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACETEER_ADDRESS", "127.0.0.1:1")
+    assert faceteer("--address", server.address, "open", "boat.png").status == 0
+    assert faceteer("open", "boat.png", "--address", server.address).status == 0
+    assert faceteer("--address", "127.0.0.1:2", "open", "boat.png", "--address", server.address).status == 0
+
+
+def test_help_and_version_need_no_server(faceteer: Run, server: FakeServer) -> None:
+    assert "Edit images by their features" in faceteer("--help").out
+    assert "--set" in faceteer("edit", "--help").out
+    assert faceteer("--version").out.strip() == "0.1.0"
+    assert server.calls == []
+    for words in ([], ["features"]):
+        bare = faceteer(*words)
+        assert (bare.status, bare.err) == (2, "")
+        assert "Usage: faceteer" in bare.out
+
+
+def test_a_picture_in_place_is_replaced_only_by_a_whole_one(faceteer: Run, server: FakeServer, tmp_path: Path) -> None:
+    from unit.sdk.fake_server import Fault
+
+    (tmp_path / "out.png").write_bytes(png(1))
+    server.fail("EditImage", Fault("INTERNAL", after=4))
+    assert faceteer("edit", "boat.png", "-o", "out.png").status == 5
+    assert (tmp_path / "out.png").read_bytes() == png(1)
