@@ -16,13 +16,13 @@ from __future__ import annotations
 from faceteer._async_client import (
     AsyncClient,
     AsyncEdit,
-    AsyncFeature,
-    AsyncFeatureLibrary,
     AsyncPhoto,
     connect_async,
 )
+from faceteer._async_client_features import AsyncFeature, AsyncFeatureLibrary
 from faceteer._channels import Tls
-from faceteer._client import Client, Edit, Feature, FeatureLibrary, Photo, connect
+from faceteer._client import Client, Edit, Photo, connect
+from faceteer._client_features import Feature, FeatureLibrary
 from faceteer._comparing import Difference, FeatureDifference
 from faceteer._edits import FeatureEdit
 from faceteer._errors import (

@@ -6,7 +6,7 @@ Knows nothing of how calls are made.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from faceteer._editing import EditPlan, Outcome
@@ -155,7 +155,8 @@ def transfer(
 
     answer = yield from call_with_photos(context, TRANSFER_FEATURES, request, photos, attempts)
     report = EditReport.from_proto(answer.report, answer.edits, answer.revisions, answer.embedding, None)
-    return EditPlan(target, report.edits, coverage=answer.coverage, outcome=Outcome(report))
+    plan = EditPlan.of(target, report.edits)
+    return replace(plan, coverage=answer.coverage, outcome=Outcome(report))
 
 
 def _labels(

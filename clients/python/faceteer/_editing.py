@@ -42,7 +42,8 @@ class EditPlan:
     """A photo, edits, and how to draw. Never changes but for ``outcome``, the memory of what came of it.
 
     Attributes:
-        expected: models that a recipe was made for; the server refuses to run on others.
+        expected: the models that the photo was opened with, or a recipe made for; the server refuses to run on others,
+            where the same index is another feature.
         coverage: the share of a difference that the edits carry, for those made by transfer; None otherwise.
     """
 
@@ -60,11 +61,13 @@ class EditPlan:
     @classmethod
     def of(cls, photo: OpenedPhoto, edits: Recipe | Any | None) -> EditPlan:
         """A plan from nothing, a recipe, or any iterable of FeatureEdit."""
+        opened_with = Revisions(encoder=photo.revisions.encoder, sae=photo.revisions.sae)
         if edits is None:
-            return cls(photo)
+            return cls(photo, expected=opened_with)
         if isinstance(edits, Recipe):
             edits.check(photo.revisions)
-            return cls(photo, edits.edits, edits.settings, edits.revisions)
+            made_for = replace(opened_with, **{part: name for part, name in vars(edits.revisions).items() if name})
+            return cls(photo, edits.edits, edits.settings, made_for)
         try:
             given = tuple(edits)
         except TypeError:
@@ -76,7 +79,7 @@ class EditPlan:
                     field="edits",
                     description="pass a Recipe, FeatureEdits, or nothing",
                 )
-        return cls(photo, chained((), given))
+        return cls(photo, chained((), given), expected=opened_with)
 
 
 def edit_report(context: Context, plan: EditPlan, *, measure: bool, timeout: float | None) -> Operation[EditReport]:

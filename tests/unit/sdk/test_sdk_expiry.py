@@ -67,5 +67,17 @@ def test_a_server_with_other_models_is_not_sent_features_that_mean_something_els
     server.expire()
     server.revisions["sae"] = "sae1"
     with pytest.raises(faceteer.RevisionMismatchError, match="open the picture again") as raised:
+        either.diff(photo, photo)
+    assert (raised.value.part, raised.value.expected, raised.value.actual) == ("sae", "sae0", "sae1")
+    with pytest.raises(faceteer.RevisionMismatchError) as raised:
         photo.edit().set(3, 1).report()
     assert (raised.value.part, raised.value.expected, raised.value.actual) == ("sae", "sae0", "sae1")
+
+
+def test_an_edit_is_refused_by_a_server_whose_features_changed_though_the_embedding_is_still_there(
+    either: Any, server: FakeServer
+) -> None:
+    photo = either.open(BOAT)
+    server.revisions["sae"] = "sae1"
+    with pytest.raises(faceteer.RevisionMismatchError):
+        photo.edit().set(3, 1).render(seed=1)
