@@ -1,0 +1,25 @@
+"""What the generator service can be told, besides what every service can.
+
+Knows nothing of the model; the bundle's own defaults (size, steps, guidance) are in the bundle.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from faceteer_runtime.settings import ServiceSettings
+from pydantic import Field
+
+
+class GeneratorSettings(ServiceSettings):
+    """Settings of ``python -m faceteer_generator``; the all-in-one process reads them too."""
+
+    generator_max_batch: int = Field(16, ge=1, description="Most pictures denoised together in one step.")
+    generator_max_queue: int = Field(
+        64, ge=1, description="Most pictures that wait for a place among them; more are refused at once."
+    )
+    generator_max_steps: int = Field(200, ge=1, description="Most denoising steps that a request may ask for.")
+    generator_max_seeds: int = Field(16, ge=1, description="Most seeds, and so pictures, in one request.")
+    generator_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Precision of the models; auto is float32 on a CPU and float16 elsewhere."
+    )
