@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from faceteer._effects import END, Close, DoneWriting, Next, OpenStream, Operation, Receive, Sleep, Tell, Work, Write
+from faceteer._effects import END, Close, DoneWriting, Next, OpenStream, Operation, Receive, Sleep, Tell, Write
 from faceteer._errors import (
     DeadlineExceededError,
     FaceteerError,
@@ -22,8 +21,8 @@ from faceteer._errors import (
     UnreadableImageError,
 )
 from faceteer._methods import ENCODE_TEXTS, GET_STUDIO, STREAM_ENCODE_IMAGES
-from faceteer._opening import Context
-from faceteer._pictures import Picture, picture_bytes, picture_name
+from faceteer._opening import Context, read_picture
+from faceteer._pictures import Picture, picture_name
 from faceteer._progress import Bar
 from faceteer._retries import Attempts, call
 from faceteer._status import error_from_status
@@ -188,7 +187,7 @@ class _Bulk:
             return None
         index, self._next = self._next, self._next + 1
         try:
-            self._pending[index] = yield Work(partial(picture_bytes, picture))
+            self._pending[index] = yield from read_picture(picture)
         except FaceteerError as error:
             yield from self._failed(index, error)
             return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -79,11 +80,19 @@ class OpenedPhoto:
         return tensor_pb2.EmbedsInput(embedding_id=self.embedding_id)
 
 
+def read_picture(picture: Picture) -> Operation[bytes]:
+    """The picture as a whole file; only what takes time is worth a thread."""
+    if isinstance(picture, bytes):
+        return picture_bytes(picture)
+    data: bytes = yield Work(partial(picture_bytes, picture))
+    return data
+
+
 def open_picture(
     context: Context, picture: Picture, *, max_features: int, timeout: float | None
 ) -> Operation[OpenedPhoto]:
     """Reads the picture and opens it."""
-    data: bytes = yield Work(lambda: picture_bytes(picture))
+    data = yield from read_picture(picture)
     source = studio_pb2.ImageInput(image=data)
     return (yield from _open(context, source, picture_name(picture), data, max_features, timeout))
 

@@ -357,7 +357,8 @@ def test_closing_the_client_ends_what_is_under_way(server: FakeServer) -> None:
     server.step_seconds = 0.02
     client = faceteer.connect(server.address)
     events = client.open(BOAT).edit().events(seed=1, steps=200)
-    next(events)
+    while not isinstance(next(events), faceteer.Progress):
+        pass
     client.close()
     with pytest.raises(faceteer.CancelledError), contextlib.closing(events):  # type: ignore[type-var]
         list(events)
