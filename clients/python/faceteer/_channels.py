@@ -24,10 +24,12 @@ _OPTIONS: list[tuple[str, Any]] = [
     # Pictures at full size are larger than gRPC's 4 MiB; the server's own limits bound what is sent.
     ("grpc.max_receive_message_length", 256 * 1024 * 1024),
     ("grpc.max_send_message_length", -1),
-    # A server that is just starting is found within its first second.
+    # A server that is just starting is found within its first seconds.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # In spite of its name: how long one attempt to connect may take. An address that swallows packets is given up
+    # within the shortest default deadline.
+    ("grpc.min_reconnect_backoff_ms", 5000),
 ]
 # host:port, [v6]:port, or a resolver's scheme that gRPC knows.
 _ADDRESS = re.compile(r"(?:(?:unix|dns|ipv4|ipv6|xds):\S+|(?:[^\s:/\[\]]+|\[[0-9a-fA-F:.%]+\]):\d{1,5})")

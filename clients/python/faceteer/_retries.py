@@ -14,7 +14,14 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from faceteer._effects import Operation, Sleep, Unary
-from faceteer._errors import FaceteerError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from faceteer._errors import (
+    DeadlineExceededError,
+    FaceteerError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    ServerUnreachableError,
+    UnavailableError,
+)
 from faceteer._methods import Method
 
 R = TypeVar("R", bound=Message)
@@ -101,6 +108,7 @@ class Attempts:
         self._retries = retries
         self._ends = None if timeout is None else time.monotonic() + timeout
         self._retry = 0
+        self._unreachable: ServerUnreachableError | None = None
 
     @property
     def remaining(self) -> float | None:
@@ -110,9 +118,15 @@ class Attempts:
     def progress(self) -> None:
         """Something arrived: the next failure is a first one again."""
         self._retry = 0
+        self._unreachable = None
 
     def after(self, error: FaceteerError) -> Operation[None]:
         """Sleeps before the next try, or raises ``error`` when there is none."""
+        if isinstance(error, ServerUnreachableError):
+            self._unreachable = error
+        elif isinstance(error, DeadlineExceededError) and self._unreachable is not None:
+            # The deadline passed while connecting once more: that nothing answers says more.
+            raise self._unreachable from error
         wait = self._retries.wait(self._retry, error)
         remaining = self.remaining
         if wait is None or (remaining is not None and wait >= remaining):

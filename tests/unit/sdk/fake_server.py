@@ -117,7 +117,7 @@ class FakeServer(
         picked_seed: the seed drawn when none is given.
     """
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.metadata: dict[str, str] = {}
         self.remembers = True
@@ -144,7 +144,7 @@ class FakeServer(
             self.health.set(f"faceteer.v1.{name}Service", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         if credentials is None:
-            self.port = self._server.add_insecure_port("127.0.0.1:0")
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         else:
             self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.address = f"127.0.0.1:{self.port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -79,10 +80,26 @@ def test_the_deadline_is_the_whole_operations_and_not_each_trys(server: FakeServ
 
 def test_a_server_that_comes_up_during_the_retries_is_found() -> None:
     with FakeServer() as placeholder:
-        address = placeholder.address
+        port = placeholder.port
     retries = faceteer.Retries(attempts=60, first=0.1, factor=1)
-    with faceteer.connect(address, retries=retries) as client, pytest.raises(faceteer.ServerUnreachableError):
-        client.status(timeout=0.4)
+    with faceteer.connect(f"127.0.0.1:{port}", retries=retries) as client:
+        with pytest.raises(faceteer.ServerUnreachableError, match="no Faceteer server answers"):
+            client.status(timeout=0.4)
+        later = FakeServer(port=port)
+        starting = threading.Timer(0.5, later.__enter__)
+        starting.start()
+        try:
+            assert client.status(timeout=10).bundle == "fake"
+        finally:
+            starting.join()
+            later.__exit__()
+
+
+def test_a_server_that_restarts_is_found_again(either: Any, server: FakeServer) -> None:
+    assert either.status().bundle == "fake"
+    server.__exit__()
+    with FakeServer(port=server.port):
+        assert either.status().bundle == "fake"
 
 
 @given(retry=st.integers(0, 12), asked=st.none() | st.floats(0, 60), luck=st.floats(0, 1, exclude_max=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import pkgutil
 import re
@@ -126,6 +127,10 @@ def test_the_health_check_has_the_bytes_of_the_standard_messages() -> None:
     assert ours.SerializeToString() == standard.SerializeToString()
     answer = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
     assert _server._HEALTH_CHECK.response.FromString(answer.SerializeToString()) == wrappers_pb2.UInt32Value(value=2)
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert faceteer.__version__ == importlib.metadata.version("faceteer")
 
 
 def test_importing_the_sdk_loads_no_torch_and_none_of_the_command_line() -> None:
