@@ -43,9 +43,7 @@ class Picture:
         self.error: BaseException | None = None
         # On the CPU whatever the device, so that a seed means the same picture everywhere.
         self.generator = torch.Generator().manual_seed(drawing.seed)
-        self.scheduler: Any = make_scheduler(
-            drawing.scheduler, decoder.scheduler_config, drawing.steps, decoder.device
-        )
+        self.scheduler: Any = make_scheduler(drawing.scheduler, decoder.scheduler_config, drawing.steps, decoder.device)
         self.timesteps: torch.Tensor = self.scheduler.timesteps
         self.takes_variance = takes_variance(self.scheduler)
         self.ddim = DdimTable.of(self.scheduler) if drawing.scheduler == "ddim" else None
@@ -116,7 +114,7 @@ class Denoiser:
                 [table.values[pictures[i].position] for i, table in zip(together, tables, strict=True) if table]
             ).to(latents.device, latents.dtype)
             results = ddim_step(coefficients, self._decoder.prediction_type, outputs[rows, :channels], latents[rows])
-            for index, result in zip(together, results.split(1), strict=True):
+            for index, result in zip(together, results.unsqueeze(1).unbind(), strict=True):
                 stepped[index] = result
         done_together = set(together)
         for index, picture in enumerate(pictures):
@@ -147,7 +145,7 @@ class Denoiser:
         """The decoder's output for each picture with guidance applied, [n, 2c, h, w]."""
         guided = [index for index, picture in enumerate(pictures) if picture.drawing.guided]
         rows = [pictures[index] for index in guided] + pictures
-        output = self._decoder.unet(
+        output: torch.Tensor = self._decoder.unet(
             sample=torch.cat([picture.latents for picture in rows]),
             timestep=torch.stack([picture.timesteps[picture.position] for picture in rows]),
             encoder_hidden_states=None,

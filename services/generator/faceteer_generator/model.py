@@ -97,9 +97,7 @@ def load_decoder(directory: Path, *, device: str = "cpu", dtype: str = "auto") -
     scheduler_config = _loaded(
         directory / "scheduler" / "scheduler_config.json", lambda path: json.loads(path.read_text(encoding="utf-8"))
     )
-    negative = _loaded(
-        directory / "negative_embeds.safetensors", lambda path: load_file(path)["negative_image_embeds"]
-    )
+    negative = _loaded(directory / "negative_embeds.safetensors", lambda path: load_file(path)["negative_image_embeds"])
     _check(directory, unet, movq, scheduler_config, negative)
     return Decoder(unet, movq, scheduler_config, negative[0].to(target, precision), target, precision)
 

@@ -71,9 +71,7 @@ class Generation:
     def drawings(self, embeds: np.ndarray, negative: np.ndarray | None) -> list[Drawing]:
         """One drawing for each seed."""
         return [
-            Drawing(
-                embeds, negative, self.width, self.height, self.steps, self.guidance_scale, self.scheduler, seed
-            )
+            Drawing(embeds, negative, self.width, self.height, self.steps, self.guidance_scale, self.scheduler, seed)
             for seed in self.seeds
         ]
 

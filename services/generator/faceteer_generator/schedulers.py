@@ -52,7 +52,7 @@ class DdimTable(NamedTuple):
     values: torch.Tensor
 
     @classmethod
-    def of(cls, scheduler: DDIMScheduler) -> DdimTable | None:
+    def of(cls, scheduler: Any) -> DdimTable | None:
         """None where clipping or thresholding makes the step more than linear: use ``scheduler.step`` then."""
         if scheduler.config.clip_sample or scheduler.config.thresholding:
             return None
@@ -94,9 +94,9 @@ def estimate_clean(
     scheduler: Any, timestep: torch.Tensor, model_output: torch.Tensor, latents: torch.Tensor
 ) -> torch.Tensor:
     """The clean latents as the model imagines them from noisy ones: what a preview shows. All [n, c, h, w]."""
-    a = scheduler.alphas_cumprod.to(latents.device)[timestep].to(latents.dtype)
+    a: torch.Tensor = scheduler.alphas_cumprod.to(latents.device)[timestep].to(latents.dtype)
     if scheduler.config.prediction_type == "epsilon":
-        return (latents - (1 - a) ** 0.5 * model_output) / a**0.5
+        return (latents - torch.sqrt(1 - a) * model_output) / torch.sqrt(a)
     if scheduler.config.prediction_type == "sample":
         return model_output
-    return a**0.5 * latents - (1 - a) ** 0.5 * model_output
+    return torch.sqrt(a) * latents - torch.sqrt(1 - a) * model_output
