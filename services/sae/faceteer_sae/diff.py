@@ -1,0 +1,138 @@
+"""The smallest set of edits that carries a given share of the difference between two embeddings.
+
+Knows nothing of pictures, protobuf or the cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from faceteer_runtime.errors import InvalidField
+
+from faceteer_sae.model import FeatureActivations, SparseAutoencoder
+
+DEFAULT_COVERAGE = 0.9
+# Features that are weighed against each other: their Gram matrix takes this squared times 4 bytes (16 MB).
+_CONTENDERS = 2048
+# A float32 sum of squares is no better than this.
+_TINY = 1e-6
+
+
+class FeatureDiff(NamedTuple):
+    """ADD edits, in RAW units, that carry a share of ``D = sum (f_i(target) - f_i(source)) d_i``.
+
+    Attributes:
+        indices: int64 [k], largest contribution ``c_i . D`` first, c_i being ``(f_i(target) - f_i(source)) d_i``.
+        values: float32 [k], ``f_i(target) - f_i(source)``.
+        coverage: the share carried, ``1 - ||D - sum c_i||^2 / ||D||^2``; 1 where there is no difference.
+        differing: how many features differ at all.
+        unexplained: ``||(target - source) - D||^2 / ||target - source||^2``; 0 where there is no difference.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+    coverage: float
+    differing: int
+    unexplained: float
+
+
+def diff_features(
+    sae: SparseAutoencoder,
+    source: np.ndarray,
+    target: np.ndarray,
+    source_features: FeatureActivations,
+    target_features: FeatureActivations,
+    coverage: float = DEFAULT_COVERAGE,
+    max_edits: int = 1000,
+) -> FeatureDiff:
+    """Picks features greedily, the one whose edit shortens the rest most first, until ``coverage`` is reached.
+
+    The rest after set S is ``r = D - sum_S c_i``; adding j changes its square by ``|c_j|^2 - 2 c_j . r``. With the Gram
+    matrix of the m features that differ, c_j . r is kept up to date by one row a pick, so no d_sae-wide work is done
+    (matching pursuit with fixed coefficients; Mallat and Zhang 1993). Sets for growing shares contain each other.
+    Beyond 2,048 differing features only the 2,048 longest c_i are weighed.
+
+    Args:
+        sae: for its decoder rows.
+        source: float32 [d_in].
+        target: float32 [d_in].
+        source_features: f(source).
+        target_features: f(target).
+        coverage: in (0, 1].
+        max_edits: most features to pick; then the share carried may be less than asked.
+
+    Raises:
+        InvalidField: coverage is not in (0, 1].
+    """
+    if not 0 < coverage <= 1:
+        raise InvalidField("coverage", f"must lie in (0, 1], not {coverage:g}; 0 means {DEFAULT_COVERAGE}")
+    union = np.union1d(source_features.top_indices, target_features.top_indices).astype(np.int64)
+    values = target_features.at(union) - source_features.at(union)
+    union, values = union[values != 0], values[values != 0]
+    D = sae.combine(union, values)
+    wide = target.astype(np.float64) - source
+    total = float(wide @ wide)
+    error = wide - D
+    unexplained = float(error @ error) / total if total > 0 else 0.0
+    squared = float(D.astype(np.float64) @ D)
+    if squared == 0:
+        return FeatureDiff(union[:0], values[:0], 1.0, len(union), unexplained)
+    indices, amounts, c = _contenders(sae, union, values)
+    contributions = c @ D
+    wanted = min(coverage + _TINY, 1 - _TINY)
+    order, shares = _pursue(c @ c.T, contributions.copy(), squared, wanted, min(max_edits, len(indices)))
+    if not shares or shares[-1] < wanted:
+        # Not reached: the prefix that carries most.
+        best = int(np.argmax(shares)) if shares else -1
+        order, shares = order[: best + 1], shares[: best + 1]
+    picked = np.array(order, dtype=np.int64)
+    picked = picked[np.argsort(-contributions[picked], kind="stable")]
+    rest = D.astype(np.float64) - c[picked].sum(axis=0, dtype=np.float64)
+    return FeatureDiff(indices[picked], amounts[picked], 1.0 - float(rest @ rest) / squared, len(union), unexplained)
+
+
+def _contenders(
+    sae: SparseAutoencoder, indices: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The features with the longest ``c_i = values_i d_i``: indices, values and c, float32 [m, d_in]."""
+    if len(indices) > _CONTENDERS:
+        lengths = np.concatenate(
+            [
+                np.abs(values[start : start + _CONTENDERS])
+                * np.linalg.norm(sae.directions(indices[start : start + _CONTENDERS]), axis=1)
+                for start in range(0, len(indices), _CONTENDERS)
+            ]
+        )
+        longest = np.sort(np.argpartition(-lengths, _CONTENDERS)[:_CONTENDERS])
+        indices, values = indices[longest], values[longest]
+    return indices, values, values[:, None] * sae.directions(indices)
+
+
+def _pursue(
+    gram: np.ndarray, along: np.ndarray, squared: float, coverage: float, at_most: int
+) -> tuple[list[int], list[float]]:
+    """Picks in order, and the share carried after each.
+
+    Args:
+        gram: ``c c^T``, [m, m].
+        along: ``c . D``, [m]; changed in place to ``c . r``.
+        squared: ``||D||^2``.
+        coverage: share to reach.
+        at_most: most picks.
+    """
+    lengths = np.diagonal(gram).copy()
+    free = np.ones(len(lengths), dtype=bool)
+    order: list[int] = []
+    shares: list[float] = []
+    rest = squared
+    while len(order) < at_most and (not shares or shares[-1] < coverage):
+        # The best gain may be negative, where features cancel; going on is still the only way to the whole.
+        gains = np.where(free, 2 * along - lengths, -np.inf)
+        best = int(np.argmax(gains))
+        rest -= float(gains[best])
+        free[best] = False
+        along -= gram[best]
+        order.append(best)
+        shares.append(1.0 - rest / squared)
+    return order, shares

@@ -1,0 +1,264 @@
+"""Edits of features, and the embedding that they lead to: ``x' = x + sum (v_i - f_i(x)) d_i``.
+
+The decoder is linear, so re-adding the reconstruction error after decoding the changed features cancels b_dec, the
+error and every feature that was not edited (Daujotas 2024): k edits cost k decoder rows, no pass over all features.
+Edits commute, because each refers to f(x) of the unedited embedding.
+
+Knows nothing of protobuf, of labels, or of how f(x) was come by.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from faceteer_runtime.errors import BatchTooLarge, InvalidField, NotInBundle, UnknownFeature
+
+from faceteer_sae.features import LARGEST_VALUE, InputWarning, cosine
+from faceteer_sae.model import FeatureActivations, SparseAutoencoder
+from faceteer_sae.statistics import FeatureStatistics
+
+# A requested activation of more than this many times p99, or of less than 0, is worth a warning.
+_FAR = 4.0
+_NAMED_IN_WARNING = 5
+
+
+class Operation(IntEnum):
+    """What an edit does; the numbers are the contract's EditOperation."""
+
+    SET = 1
+    ADD = 2
+    SCALE = 3
+    ABLATE = 4
+    SWITCH = 5
+
+
+class Unit(IntEnum):
+    """The unit of an edit's value; the numbers are the contract's EditUnit (0 there means SCALED)."""
+
+    SCALED = 1
+    RAW = 2
+
+
+class Edits(NamedTuple):
+    """k edits, checked, and the rivals that their SWITCHes turn off: m >= k entries, the k named ones first.
+
+    Attributes:
+        indices: int64 [m], all different.
+        operations: int64 [m], of :class:`Operation`; ABLATE for a rival.
+        factors: float32 [m]: requested = factors * before + terms, in RAW units.
+        terms: float32 [m].
+        rival_of: int64 [m]: the feature whose SWITCH turned this rival off, -1 for a named edit.
+    """
+
+    indices: np.ndarray
+    operations: np.ndarray
+    factors: np.ndarray
+    terms: np.ndarray
+    rival_of: np.ndarray
+
+    def requested(self, before: np.ndarray) -> np.ndarray:
+        """v, float32 [m], from f(x), float32 [m]."""
+        requested: np.ndarray = self.factors * before + self.terms
+        return requested
+
+
+class Edited(NamedTuple):
+    """What edits did.
+
+    Attributes:
+        x: the edited embedding, float32 [d_in].
+        before: f_i(x) of the edited features, float32 [m], RAW.
+        requested: v_i, float32 [m], RAW.
+        delta_norm: ||x' - x||.
+        cosine: cos(x, x').
+    """
+
+    x: np.ndarray
+    before: np.ndarray
+    requested: np.ndarray
+    delta_norm: float
+    cosine: float
+
+
+class Measured(NamedTuple):
+    """What became of the features when the edited embedding was encoded anew.
+
+    Attributes:
+        achieved: f_i(x') of the edited features, float32 [m], RAW.
+        drift: ``||f_rest(x') - f_rest(x)|| / ||f_rest(x)||`` over features not edited; 1 where none of them fired
+            before and some do now.
+        drifted: int32 [n], the features not edited that moved most, largest move first.
+        drifted_before: float32 [n].
+        drifted_after: float32 [n].
+    """
+
+    achieved: np.ndarray
+    drift: float
+    drifted: np.ndarray
+    drifted_before: np.ndarray
+    drifted_after: np.ndarray
+
+
+def check_edits(
+    indices: np.ndarray,
+    operations: np.ndarray,
+    values: np.ndarray,
+    units: np.ndarray,
+    *,
+    d_sae: int,
+    statistics: FeatureStatistics | None,
+    max_edits: int,
+) -> Edits:
+    """Checks k edits and works out their rivals.
+
+    Args:
+        indices: int64 [k].
+        operations: int64 [k], see :class:`Operation`.
+        values: float64 [k].
+        units: int64 [k], see :class:`Unit`; 0 means SCALED.
+        d_sae: number of features.
+        statistics: p99 and rivals, or None.
+        max_edits: the limit on k.
+
+    Raises:
+        BatchTooLarge, InvalidField, UnknownFeature, NotInBundle: the first edit at fault, by its field.
+    """
+    k = len(indices)
+    if k > max_edits:
+        raise BatchTooLarge("edits", k, max_edits)
+    _refuse_wrong(indices, operations, values, units, d_sae)
+    scale, ablate = operations == Operation.SCALE, operations == Operation.ABLATE
+    switch = operations == Operation.SWITCH
+    scaled = (units != Unit.RAW) & ~scale & ~ablate
+    terms = np.where(scale | ablate, 0.0, values)
+    if scaled.any() or switch.any():
+        if statistics is None:
+            _refuse_without_statistics(scaled, switch)
+        else:
+            p99 = statistics.p99[indices]
+            if (at := _first(scaled & (p99 == 0) & (values != 0))) is not None:
+                raise InvalidField(
+                    f"edits[{at}].unit",
+                    f"feature {indices[at]} never fired on the training corpus and has no SCALED unit; use RAW",
+                )
+            terms = np.where(scaled, terms * p99, terms)
+    factors = np.where(operations == Operation.ADD, 1.0, np.where(scale, values, 0.0))
+    if (at := _first((np.abs(terms) > LARGEST_VALUE) | (np.abs(factors) > LARGEST_VALUE))) is not None:
+        raise InvalidField(f"edits[{at}].value", f"{values[at]:.4g} is far beyond any activation; use a smaller value")
+    rivals, rival_of = _rivals(indices, switch, statistics)
+    zeros = np.zeros(len(rivals))
+    return Edits(
+        np.concatenate([indices, rivals]),
+        np.concatenate([operations, np.full(len(rivals), int(Operation.ABLATE))]),
+        np.concatenate([factors, zeros]).astype(np.float32),
+        np.concatenate([terms, zeros]).astype(np.float32),
+        np.concatenate([np.full(k, -1), rival_of]),
+    )
+
+
+def apply_edits(sae: SparseAutoencoder, x: np.ndarray, edits: Edits, before: np.ndarray) -> Edited:
+    """The edited embedding.
+
+    Args:
+        sae: for its decoder rows.
+        x: float32 [d_in].
+        edits: m of them.
+        before: f_i(x), float32 [m], of the edited features.
+
+    Raises:
+        InvalidField: the edited embedding would be out of all bounds.
+    """
+    requested = edits.requested(before)
+    delta = sae.combine(edits.indices, requested - before)
+    edited = x + delta
+    if not (np.abs(edited) <= LARGEST_VALUE).all():
+        at = int(np.argmax(np.abs(requested - before)))
+        raise InvalidField(f"edits[{at}].value", "the edits lead out of all bounds; use smaller values")
+    return Edited(edited, before, requested, float(np.linalg.norm(delta.astype(np.float64))), cosine(x, edited))
+
+
+def measure(before: FeatureActivations, after: FeatureActivations, edited: np.ndarray, max_drifted: int) -> Measured:
+    """Achieved activations of the edited features [m], and how all others moved, from f(x) and f(x')."""
+    union = np.union1d(before.top_indices, after.top_indices)
+    rest = union[~np.isin(union, edited)]
+    f, f_new = before.at(rest), after.at(rest)
+    moved = np.abs(f_new - f)
+    length, change = float(np.linalg.norm(f)), float(np.linalg.norm(moved))
+    drift = change / length if length > 0 else float(change > 0)
+    order = np.argsort(-moved, kind="stable")[:max_drifted]
+    order = order[moved[order] > 0]
+    return Measured(after.at(edited), drift, rest[order].astype(np.int32), f[order], f_new[order])
+
+
+def edit_warnings(edits: Edits, edited: Edited, statistics: FeatureStatistics | None) -> list[InputWarning]:
+    """A warning for edits that ask for far more than a feature ever shows, or for less than nothing."""
+    beyond = edited.requested < 0
+    if statistics is not None:
+        p99 = statistics.p99[edits.indices]
+        beyond |= (p99 > 0) & (edited.requested > _FAR * p99)
+    where = np.flatnonzero(beyond)
+    if len(where) == 0:
+        return []
+    names = ", ".join(str(index) for index in edits.indices[where[:_NAMED_IN_WARNING]])
+    more = f" and {len(where) - _NAMED_IN_WARNING} more" if len(where) > _NAMED_IN_WARNING else ""
+    return [
+        InputWarning(
+            "EDIT_OUT_OF_RANGE",
+            f"features {names}{more} were asked for less than 0 or more than {_FAR:g} times their 99th percentile; "
+            "the embedding may be unlike any picture's",
+        )
+    ]
+
+
+def _refuse_wrong(
+    indices: np.ndarray, operations: np.ndarray, values: np.ndarray, units: np.ndarray, d_sae: int
+) -> None:
+    if (at := _first((indices < 0) | (indices >= d_sae))) is not None:
+        unknown = UnknownFeature(f"edits[{at}].feature: no feature {indices[at]}; indices are below {d_sae}")
+        unknown.field = f"edits[{at}].feature"
+        raise unknown
+    if (at := _first((operations < Operation.SET) | (operations > Operation.SWITCH))) is not None:
+        raise InvalidField(f"edits[{at}].operation", "must be SET, ADD, SCALE, ABLATE or SWITCH")
+    if (at := _first((units < 0) | (units > Unit.RAW))) is not None:
+        raise InvalidField(f"edits[{at}].unit", "must be SCALED or RAW")
+    if (at := _first(~np.isfinite(values))) is not None:
+        raise InvalidField(f"edits[{at}].value", f"must be finite, not {values[at]}")
+    if (at := _first((operations == Operation.ABLATE) & (values != 0))) is not None:
+        raise InvalidField(f"edits[{at}].value", "ABLATE sets the activation to 0; leave value out, or use SET")
+    if len(set(indices.tolist())) < len(indices):
+        seen: dict[int, int] = {}
+        for at, index in enumerate(indices.tolist()):
+            if index in seen:
+                raise InvalidField(
+                    f"edits[{at}].feature", f"feature {index} is edited by edits[{seen[index]}] already; edit it once"
+                )
+            seen[index] = at
+
+
+def _refuse_without_statistics(scaled: np.ndarray, switch: np.ndarray) -> None:
+    if (at := _first(switch)) is not None:
+        raise NotInBundle("feature_statistics", f"edits[{at}]: SWITCH needs feature statistics; this bundle has none")
+    at = _first(scaled)
+    raise NotInBundle(
+        "feature_statistics", f"edits[{at}]: SCALED needs feature statistics, which this bundle lacks; use RAW"
+    )
+
+
+def _rivals(
+    indices: np.ndarray, switch: np.ndarray, statistics: FeatureStatistics | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rivals to ablate, each once, and whose they are (the first SWITCH's). One edited by name keeps its own edit."""
+    found: dict[int, int] = {}
+    if statistics is not None and switch.any():
+        named = set(indices.tolist())
+        for index in indices[switch].tolist():
+            for rival in statistics.rivals(index).tolist():
+                if rival not in named:
+                    found.setdefault(rival, index)
+    return np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.int64)
+
+
+def _first(mask: np.ndarray) -> int | None:
+    return int(np.argmax(mask)) if mask.any() else None

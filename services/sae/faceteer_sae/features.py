@@ -1,0 +1,120 @@
+"""What is said about one embedding's features: how many, how well they explain it, and whether it looks right.
+
+Knows nothing of how the features were found or where they are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from faceteer_sae.model import FeatureActivations, SparseAutoencoder
+from faceteer_sae.statistics import FeatureStatistics
+
+# How far outside the training corpus' first and last percent a value may lie before a warning: a wrong scale of the
+# input is off by a factor of 10 to 40, an unusual picture hardly by half.
+_NORM_SLACK, _L0_SLACK = 1.5, 3.0
+# No CLIP model's embeddings come near this; beyond it, float32 sums of squares overflow.
+LARGEST_VALUE = 1e6
+
+
+class Encoding(NamedTuple):
+    """One embedding's features and how well they explain it.
+
+    Attributes:
+        features: those that fire.
+        l0: how many fire.
+        explained_variance: ``1 - ||x - x_hat||^2 / ||x - mean||^2``.
+        cosine: cos(x, x_hat).
+        norm: ||x||.
+    """
+
+    features: FeatureActivations
+    l0: int
+    explained_variance: float
+    cosine: float
+    norm: float
+
+
+class InputWarning(NamedTuple):
+    """Something the caller should know: a stable ``code`` and a sentence."""
+
+    code: str
+    message: str
+
+
+def describe(
+    sae: SparseAutoencoder, statistics: FeatureStatistics | None, x: np.ndarray, features: FeatureActivations
+) -> Encoding:
+    """L0, explained variance, cosine and norm of one embedding, float32 [d_in]. Costs L0 axpys, no full-width pass."""
+    wide = x.astype(np.float64)
+    x_hat = sae.decode(features.top_indices, features.top_acts).astype(np.float64)
+    mean = statistics.embedding_mean if statistics is not None and statistics.embedding_mean is not None else sae.b_dec
+    error, spread = wide - x_hat, wide - mean
+    norm, total = float(np.linalg.norm(wide)), float(spread @ spread)
+    return Encoding(
+        features,
+        len(features.top_indices),
+        1.0 - float(error @ error) / total if total > 0 else 0.0,
+        cosine(wide, x_hat),
+        norm,
+    )
+
+
+def encode(sae: SparseAutoencoder, statistics: FeatureStatistics | None, x: list[np.ndarray]) -> list[Encoding]:
+    """Features and their description of each embedding, float32 [d_in]; one pass of the model for all."""
+    found = sae.encode(np.stack(x))
+    return [describe(sae, statistics, one, features) for one, features in zip(x, found, strict=True)]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """cos(a, b); 0 where one of them has no length."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    length = float(np.linalg.norm(wide_a) * np.linalg.norm(wide_b))
+    return float(np.clip(wide_a @ wide_b / length, -1.0, 1.0)) if length > 0 else 0.0
+
+
+def strongest(
+    features: FeatureActivations, statistics: FeatureStatistics | None, at_most: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices, RAW and SCALED activations, strongest first.
+
+    Order is by SCALED activation where there are statistics (``scaled`` is empty otherwise), else by RAW. ``at_most``
+    0 returns all.
+    """
+    indices, raw = features.top_indices, features.top_acts
+    scaled = statistics.scaled(indices, raw) if statistics is not None else np.empty(0, np.float32)
+    order = np.argsort(-(scaled if statistics is not None else raw), kind="stable")
+    if at_most:
+        order = order[:at_most]
+    return indices[order], raw[order], scaled[order] if statistics is not None else scaled
+
+
+def input_warnings(metadata: Mapping[str, Any], norm: float, l0: int | None) -> list[InputWarning]:
+    """What is odd about an embedding, by ``metadata["embedding_statistics"]`` of the SAE's cfg.json.
+
+    Args:
+        metadata: as SaeConfig has it; without the statistics nothing is odd.
+        norm: of the embedding.
+        l0: how many features fire on it, or None where that is not known.
+    """
+    known = metadata.get("embedding_statistics")
+    if not isinstance(known, Mapping):
+        return []
+    found = []
+    for name, value, slack, code, cause in (
+        ("norm", norm, _NORM_SLACK, "NORM_OUT_OF_RANGE", "was it normalised, centred, or made by another encoder?"),
+        ("l0", l0, _L0_SLACK, "L0_OUT_OF_RANGE", "wrong preprocessing or precision is the usual cause"),
+    ):
+        limits = known.get(name)
+        if value is None or not isinstance(limits, Mapping) or not {"p01", "p99"} <= limits.keys():
+            continue
+        low, high = float(limits["p01"]), float(limits["p99"])
+        if not low / slack <= value <= high * slack:
+            what = "the embedding's norm" if name == "norm" else "the number of features that fire"
+            found.append(
+                InputWarning(code, f"{what} is {value:.4g}, the training corpus has {low:.4g} to {high:.4g}; {cause}")
+            )
+    return found

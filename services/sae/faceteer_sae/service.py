@@ -1,0 +1,69 @@
+"""Wires the SAE service together from what a process shares.
+
+Knows nothing of how it is served: alone, or with others in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+import torch
+from faceteer.v1 import sae_pb2_grpc
+from faceteer_runtime.batching import ModelWorker
+from faceteer_runtime.service import Resources, Service
+
+from faceteer_sae.encodings import Encodings
+from faceteer_sae.features import encode
+from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.servicer import SaeIdentity, SaeServicer
+from faceteer_sae.settings import SaeSettings
+from faceteer_sae.statistics import load_statistics
+
+NAME = "faceteer.v1.SaeService"
+
+
+def build(resources: Resources) -> Service:
+    """Loads the bundle's SAE and makes its service.
+
+    Raises:
+        BundleError: the bundle has no SAE, or one that cannot be used.
+    """
+    settings = (
+        resources.settings
+        if isinstance(resources.settings, SaeSettings)
+        else SaeSettings.from_other(resources.settings)
+    )
+    torch.set_num_threads(settings.threads)
+    part = resources.bundle.part("sae")
+    sae = SparseAutoencoder.load(part.path, settings.device)
+    statistics = load_statistics(part.path, sae.d_in, sae.d_sae)
+    worker = ModelWorker("sae")
+    encodings = Encodings(
+        sae,
+        statistics,
+        part.revision,
+        cache=resources.cache,
+        worker=worker,
+        metrics=resources.metrics,
+        max_batch=settings.sae_max_batch,
+        max_queue=settings.max_queue,
+    )
+    identity = SaeIdentity(part.revision, str(part.facts.get("encoder_revision", "")), resources.bundle.name)
+    servicer = SaeServicer(
+        sae, statistics, identity, encodings=encodings, cache=resources.cache, worker=worker, settings=settings
+    )
+
+    def register(server: grpc.aio.Server) -> None:
+        sae_pb2_grpc.add_SaeServiceServicer_to_server(servicer, server)
+
+    async def warm_up() -> None:
+        # The example: the training corpus' middle, as far as the SAE knows it.
+        await worker.run(torch.set_num_threads, settings.threads)
+        await worker.run(encode, sae, statistics, [sae.b_dec])
+
+    async def close() -> None:
+        encodings.close()
+        await asyncio.to_thread(worker.close)
+
+    return Service(NAME, register, warm_up, close)

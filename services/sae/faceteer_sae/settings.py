@@ -1,0 +1,18 @@
+"""Settings of the SAE service, beside those that all services share.
+
+Knows nothing of other services; ``sae_`` begins every name so that one process can read everybody's.
+"""
+
+from __future__ import annotations
+
+from faceteer_runtime.settings import ServiceSettings
+from pydantic import Field
+
+
+class SaeSettings(ServiceSettings):
+    """Limits of SaeService; GetSae publishes them."""
+
+    sae_max_batch: int = Field(
+        64, ge=1, description="Most embeddings in one SAE call, and most encoded in one pass of the model."
+    )
+    sae_max_edits: int = Field(1000, ge=1, description="Most edits in one EditEmbeds call.")
