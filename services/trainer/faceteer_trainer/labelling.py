@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_EDGE_WORDS = frozenset(["a", "an", "the", "of", "in", "on", "at", "by", "with", "as", "to", "and", "is", "it", "its", "just", "some", "while"])
+# a run of words may not start or end with one of these
+_EDGE_WORDS = frozenset({
+    "a", "an", "the", "of", "in", "on", "at", "by", "with", "as", "to", "and", "is", "it", "its", "just", "some",
+    "while",
+})  # fmt: skip
 _FILLER = frozenset(["picture", "postcard", "drawing", "something", "scene", "thing", "things"])
 
 

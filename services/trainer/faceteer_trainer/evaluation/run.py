@@ -40,8 +40,7 @@ class EvaluationSettings:
     """How much is drawn and painted; the defaults are those of the published report."""
 
     judge_pictures: int = 24_000
-    judge_minutes: float | None = 1.6
-    judge_steps: int | None = None
+    judge_steps: int = 900
     train_pictures: int = 10_000
     test_pictures: int = 4_000
     pool: int = 320         # pictures that are edited
@@ -60,8 +59,7 @@ def _embed(bundle: LoadedBundle, corpus: Corpus) -> Embedded:
 
 def _prepare_judge(runs: Path, settings: EvaluationSettings) -> Judge:
     corpus = draw_corpus(runs / "judge-corpus", settings.judge_pictures, JUDGE_SEED, settings.workers)
-    budget = Budget(settings.judge_steps, None if settings.judge_steps else settings.judge_minutes)
-    return train_judge(corpus, runs, budget)
+    return train_judge(corpus, runs, Budget(steps=settings.judge_steps))
 
 
 def _by_arm(trials: dict[str, Trial]) -> dict[str, Any]:

@@ -33,11 +33,11 @@ class Preset:
     corpus: int = 60_000
     held_out: int = 8_000
     library: int = 24_000
-    clip: Budget = Budget(minutes=10)
-    movq: Budget = Budget(minutes=17)
-    sharpen: Budget = Budget(minutes=14)
-    unet: Budget = Budget(minutes=66)
-    sae: Budget = Budget(steps=5000)
+    clip: Budget = field(default_factory=lambda: Budget(minutes=10))
+    movq: Budget = field(default_factory=lambda: Budget(minutes=17))
+    sharpen: Budget = field(default_factory=lambda: Budget(minutes=14))
+    unet: Budget = field(default_factory=lambda: Budget(minutes=66))
+    sae: Budget = field(default_factory=lambda: Budget(steps=5000))
     clip_settings: ClipSettings = field(default_factory=ClipSettings)
     movq_settings: MovqSettings = field(default_factory=MovqSettings)
     unet_settings: UnetSettings = field(default_factory=UnetSettings)

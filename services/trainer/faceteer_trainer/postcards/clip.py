@@ -52,7 +52,9 @@ class ClipSettings:
     peak_rate: float = 1.5e-3
     within_factor: float = 1.0   # weight of the competition within a factor
     additive: float = 0.5        # weight of the pull towards the sum of one-value captions
-    norm: float = 8.0            # the raw embedding's norm is drawn here, gently
+    norm: float = 7.3            # the raw embedding's norm is drawn here, gently
+    geometry: float = 1.0        # weight of `geometry_loss` ...
+    geometry_from: float = 0.6   # ... once this share of the budget is used
 
 
 def model_config(settings: ClipSettings, vocabulary: int) -> dict[str, Any]:
@@ -110,6 +112,25 @@ def _batch_captions(
 _SLICES = np.cumsum([0, *(len(values) for values in FACTORS.values())]).tolist()
 
 
+def value_gram(norm: float) -> torch.Tensor:
+    """How one-value captions should lie to one another, as inner products [38, 38].
+
+    The values of a factor are the corners of a regular simplex about the origin, factors are orthogonal, and any two
+    values of any factor are equally far apart; the sum of eight of them, one a factor, has this norm. Eight values
+    then span seven dimensions, so each can have a direction of its own; left alone, they crowd into three or four.
+    """
+    sizes = [len(values) for values in FACTORS.values()]
+    squared_side = norm**2 / sum((k - 1) / (2 * k) for k in sizes)
+    blocks = [squared_side / 2 * (torch.eye(k) - 1 / k) for k in sizes]
+    return torch.block_diag(*blocks)
+
+
+def geometry_loss(texts: torch.Tensor, norm: float) -> torch.Tensor:
+    """How far the inner products of one-value captions' raw embeddings [38, d] are from `value_gram`, relatively."""
+    wanted = value_gram(norm).to(texts.device)
+    return (texts @ texts.T - wanted).square().sum() / wanted.square().sum()
+
+
 def clip_loss(
     head: CaptionLoss,
     images: torch.Tensor,
@@ -117,6 +138,7 @@ def clip_loss(
     claims: npt.NDArray[np.int8],
     codes: npt.NDArray[np.uint8],
     settings: ClipSettings,
+    progress: float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The whole loss for raw embeddings images [b, d] and texts [t, d]; the first 38 texts name one value each."""
     unit_images, unit_texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
@@ -136,7 +158,12 @@ def clip_loss(
     additive = (images - total).square().sum(-1).mean() / size
     norm = (images.norm(dim=-1) / settings.norm - 1).square().mean()
     loss = contrast + settings.within_factor * within + settings.additive * additive + 0.2 * norm
-    return loss, {"contrast": contrast.item(), "within": within.item(), "additive": additive.item()}
+    geometry = geometry_loss(texts[: len(VALUES)], settings.norm)
+    if progress >= settings.geometry_from:
+        # from here on the sum is where pictures belong, so the pull towards it is stronger too
+        loss = loss + settings.geometry * geometry + 3 * settings.additive * additive
+    parts = {"contrast": contrast, "within": within, "additive": additive, "geometry": geometry}
+    return loss, {name: part.item() for name, part in parts.items()}
 
 
 @torch.no_grad()
@@ -203,7 +230,7 @@ def train_clip(
         with autocast(on):
             images = model.encode_image(to_tensor(corpus.pictures[rows], on)).float()
             words = model.encode_text(tokenizer(texts).to(on)).float()
-        loss, parts = clip_loss(head, images, words, claims, codes, settings)
+        loss, parts = clip_loss(head, images, words, claims, codes, settings, run.progress)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

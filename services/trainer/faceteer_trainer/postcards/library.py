@@ -63,7 +63,8 @@ def write_library(out: Path, corpus: Corpus, embeds: torch.Tensor, count: int) -
 
     Returns whether it was written: without the library service installed a bundle has none.
     """
-    if importlib.util.find_spec("faceteer_library") is None or importlib.util.find_spec("faceteer_library.writer") is None:
+    parent = importlib.util.find_spec("faceteer_library")
+    if parent is None or importlib.util.find_spec("faceteer_library.writer") is None:
         print("faceteer_library is not installed: the bundle gets no library")
         return False
     from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter

@@ -53,7 +53,7 @@ def build_movq(settings: MovqSettings) -> VQModel:
 
 def to_tensor(pictures: npt.NDArray[np.uint8], device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 [b, h, w, 3] -> float32 [b, 3, h, w] in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def to_pictures(images: torch.Tensor) -> npt.NDArray[np.uint8]:
@@ -75,7 +75,7 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
     """Peak signal to noise ratio in dB of images in -1..1, over all of them at once."""
-    return float(10 * torch.log10(4.0 / F.mse_loss(output.float().clamp(-1, 1), target)))
+    return float(10 * torch.log10(4.0 / F.mse_loss(output.detach().float().clamp(-1, 1), target)))
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def encode_all(model: VQModel, pictures: npt.NDArray[np.uint8], batch: int = 64)
     for start in range(0, len(pictures), batch):
         with autocast(device):
             latents = model.encode(to_tensor(pictures[start : start + batch], device)).latents
-        parts.append(latents.to("cpu", torch.float16))
+        parts.append(latents.to("cpu", torch.float16).contiguous())
     return torch.cat(parts)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from faceteer_trainer.sae.model import SparseAutoencoder
+from faceteer_trainer.sae.starts import neighbour_directions, skewed_directions
 from faceteer_trainer.training import Budget, Run, learning_rate, set_rate, step_generator
 
 
@@ -28,17 +29,18 @@ class SaeSettings:
     """
 
     d_sae: int = 128
-    k: float = 10.0
-    batch: int = 1024
+    k: float = 13.0
+    batch: int = 512
     peak_rate: float = 2e-3
     aux_k: int = 16
     aux_weight: float = 1 / 32
     dead_after: int = 50  # steps without firing
-    prefixes: tuple[float, ...] = (0.375, 0.625, 1.0)
+    prefixes: tuple[float, ...] = (0.5, 1.0)
     start_k: float = 16.0
     low_k: float = 8.5
     anneal: float = 0.6
     wake_every: int = 200  # steps between looks for dead latents, after the anneal and until 75 % of the budget
+    skewed: bool = True   # first directions of the first half of the latents: see `starts`
     neighbour: int = 5    # first directions lead to each picture from its neighbour of this rank; 0: random ones
 
 
@@ -84,32 +86,6 @@ def _wake(
             optimizer.state[parameter][moment][index] = 0.0
 
 
-@torch.no_grad()
-def neighbour_directions(embeds: torch.Tensor, count: int, rank: int, seed: int, sample: int = 4096) -> torch.Tensor:
-    """`count` unit directions [count, d] that each lead from a near neighbour to a picture, far from one another.
-
-    Near neighbours differ in little, so their difference is close to a single feature where a whole embedding is a sum
-    of many. Chosen greedily from `sample` differences: each next one is least like those chosen (farthest point).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(embeds), generator=generator)[:sample]
-    near = []
-    for chunk in rows.split(256):
-        distances = torch.cdist(embeds[chunk], embeds)
-        near.append(distances.topk(min(rank + 1, len(embeds)), largest=False).indices[:, -1])
-    candidates = torch.nn.functional.normalize(embeds[rows] - embeds[torch.cat(near)], dim=-1)
-    chosen = [0]
-    likeness = candidates @ candidates[0]
-    while len(chosen) < min(count, len(candidates)):
-        chosen.append(int(likeness.argmin()))
-        likeness = torch.maximum(likeness, candidates @ candidates[chosen[-1]])
-    directions = candidates[chosen]
-    if len(directions) < count:
-        spare = torch.randn(count - len(directions), embeds.shape[1], generator=generator)
-        directions = torch.cat([directions, torch.nn.functional.normalize(spare, dim=-1)])
-    return directions
-
-
 def train_sae(
     embeds: torch.Tensor,
     directory: Path,
@@ -128,6 +104,10 @@ def train_sae(
             model.W_dec.copy_(neighbour_directions(embeds, settings.d_sae, settings.neighbour, seed))
         model.normalise_decoder()
         model.W_enc.copy_(model.W_dec.T)
+        if settings.skewed:
+            starts = skewed_directions(embeds, settings.d_sae // 2, seed)
+            found = len(starts.skewness)
+            model.W_dec[:found], model.W_enc[:, :found] = starts.decoder, starts.encoder
     scale = (embeds - embeds.mean(0)).square().sum(-1).mean()
     optimizer = torch.optim.Adam(model.parameters(), settings.peak_rate, betas=(0.9, 0.99))
     silent = _Silence(settings.d_sae)

@@ -1,0 +1,91 @@
+"""The evaluation's formulas against numbers done by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from faceteer_trainer.evaluation.metrics import Share, auc, monosemanticity, share_of, wilson
+from faceteer_trainer.evaluation.steering import Trial, kept_factors
+from faceteer_trainer.labelling import CaptionIndex, label_feature, terms_of
+from faceteer_trainer.sae.statistics import find_rivals, measure_features
+from faceteer_trainer.sae.train import explained_variance
+
+
+def test_wilson_interval_of_eight_in_ten() -> None:
+    # centre (0.8 + 0.19207) / 1.38415, half width 1.95996 / 1.38415 * sqrt(0.016 + 0.0096036)
+    assert wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(30, 30)[1] == 1.0
+
+
+def test_shares_add_up() -> None:
+    total = share_of(np.array([True, False, True])) + Share(1, 5)
+    assert (total.hits, total.count, total.value) == (3, 8, 0.375)
+
+
+def test_auc_counts_pairs_and_ties_half() -> None:
+    scores = np.array([0.1, 0.4, 0.4, 0.9])
+    # positives 0.4 and 0.9 against 0.1 and 0.4: wins 1 + 2, one tie -> 3.5 of 4
+    assert auc(scores, np.array([False, True, False, True])) == 3.5 / 4
+    assert auc(scores, np.array([False] * 4)) == 0.5
+
+
+def test_monosemanticity_weights_pairs_by_both_activations() -> None:
+    similarity = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 1.0]])
+    # weights 1, 0.5, 0: the only pair is (0, 1)
+    assert monosemanticity(np.array([2.0, 1.0, 0.0]), similarity) == pytest.approx(0.5)
+    # weights 1, 1, 0.5: (0.5 + 0 * 0.5 + 0.2 * 0.5) / (1 + 0.5 + 0.5)
+    assert monosemanticity(np.array([2.0, 2.0, 1.0]), similarity) == pytest.approx(0.3)
+    assert np.isnan(monosemanticity(np.zeros(3), similarity))
+
+
+def test_explained_variance_sums_variances_over_dimensions() -> None:
+    x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])
+    half = x.clone()
+    half[:, 1] = 2.0  # all of the second dimension's variance (5.33 of 6.67) is lost
+    assert explained_variance(x, half) == pytest.approx(0.2)
+    assert explained_variance(x, x) == 1.0
+
+
+def test_a_trial_counts_targets_and_the_other_seven_factors() -> None:
+    before = np.zeros((2, 8), np.uint8)
+    after = before.copy()
+    after[:, 3] = 5   # the target, in both
+    after[1, 0] = 1   # and one other factor, in one
+    trial = Trial(3, 5, after, before)
+    assert (trial.reached.hits, trial.reached.count) == (2, 2)
+    assert (trial.kept.hits, trial.kept.count) == (13, 14)
+    assert kept_factors(after, before, [0, 3]).value == 1.0
+
+
+def test_rivals_are_common_features_that_never_meet() -> None:
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 2, 4000)
+    size = rng.integers(0, 2, 4000)
+    fires = torch.from_numpy(np.stack([colour == 0, colour == 1, size == 0, rng.random(4000) < 0.001], 1))
+    rivals = find_rivals(fires)
+    assert rivals[0].tolist() == [False, True, False, False]  # the rare last one says nothing about rivalry
+    assert rivals[1, 0]
+    statistics = measure_features(fires.float() * torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert statistics.rivals(0) == [1]
+    assert statistics.rivals(2) == []
+    assert statistics.p99[1] == 2.0
+    assert statistics.firing_share[2] == pytest.approx((size == 0).mean(), abs=1e-6)
+
+
+def test_terms_leave_out_small_words_at_their_edges() -> None:
+    assert terms_of("a postcard of two boats at night") == {"two", "two boats", "boats", "boats at night", "night"}
+
+
+def test_a_feature_is_named_by_the_words_that_its_pictures_share() -> None:
+    rng = np.random.default_rng(1)
+    night = rng.random(600) < 0.3
+    captions = [f"a {rng.choice(['red', 'blue'])} boat {'at night' if dark else 'by day'}" for dark in night]
+    label = label_feature(night * rng.uniform(1, 2, 600), CaptionIndex(captions))
+    assert label is not None
+    assert "night" in label.text
+    assert label.text != "boat"
+    noise = label_feature(rng.random(600), CaptionIndex(captions))
+    assert noise is None or noise.text != "night"
+    assert label_feature(np.zeros(600), CaptionIndex(captions)) is None
