@@ -46,11 +46,14 @@ def diff_features(
     coverage: float = DEFAULT_COVERAGE,
     max_edits: int = 1000,
 ) -> FeatureDiff:
-    """Picks features greedily, the one whose edit shortens the rest most first, until ``coverage`` is reached.
+    """Picks features greedily until ``coverage`` is reached, from nothing up and from everything down.
 
-    The rest after set S is ``r = D - sum_S c_i``; adding j changes its square by ``|c_j|^2 - 2 c_j . r``. With the Gram
-    matrix of the m features that differ, c_j . r is kept up to date by one row a pick, so no d_sae-wide work is done
-    (matching pursuit with fixed coefficients; Mallat and Zhang 1993). Sets for growing shares contain each other.
+    The rest without set S is ``r = D - sum_S c_i``; adding j changes its square by ``|c_j|^2 - 2 c_j . r``. With the
+    Gram matrix of the m features that differ, c_j . r is kept up to date by one row a pick, so no d_sae-wide work is
+    done (matching pursuit with fixed coefficients; Mallat and Zhang 1993). Upwards the feature that shortens the rest
+    most is taken first, and what later picks made needless is dropped again; downwards the one that lengthens it least
+    goes first, which finds small sets where features overlap much. The smaller of both sets is returned: the smallest
+    of all where decoder vectors are orthogonal, hardly larger otherwise (to be certain takes exponential time).
     Beyond 2,048 differing features only the 2,048 longest c_i are weighed.
 
     Args:
@@ -81,12 +84,18 @@ def diff_features(
     indices, amounts, c = _contenders(sae, union, values)
     contributions = c @ D
     wanted = min(coverage + _TINY, 1 - _TINY)
-    order, shares = _pursue(c @ c.T, contributions.copy(), squared, wanted, min(max_edits, len(indices)))
-    if not shares or shares[-1] < wanted:
-        # Not reached: the prefix that carries most.
-        best = int(np.argmax(shares)) if shares else -1
-        order, shares = order[: best + 1], shares[: best + 1]
-    picked = np.array(order, dtype=np.int64)
+    gram = c @ c.T
+    order, shares = _pursue(gram, contributions.copy(), squared, wanted, min(max_edits, len(indices)))
+    if shares and shares[-1] >= wanted:
+        upwards = _thin(gram, c, D, wanted, np.isin(np.arange(len(c)), order))
+        downwards = _thin(gram, c, D, wanted, np.ones(len(c), dtype=bool))
+        picked = min((upwards, downwards), key=len)
+    else:
+        # Upwards the limit on edits came first; downwards may do with fewer.
+        picked = _thin(gram, c, D, wanted, np.ones(len(c), dtype=bool))
+        if len(picked) > max_edits or len(picked) == len(c):
+            # Not reached: the prefix that carries most.
+            picked = np.array(order[: int(np.argmax(shares)) + 1], dtype=np.int64)
     picked = picked[np.argsort(-contributions[picked], kind="stable")]
     rest = D.astype(np.float64) - c[picked].sum(axis=0, dtype=np.float64)
     return FeatureDiff(indices[picked], amounts[picked], 1.0 - float(rest @ rest) / squared, len(union), unexplained)
@@ -136,3 +145,30 @@ def _pursue(
         order.append(best)
         shares.append(1.0 - rest / squared)
     return order, shares
+
+
+def _thin(gram: np.ndarray, c: np.ndarray, D: np.ndarray, coverage: float, kept: np.ndarray) -> np.ndarray:
+    """Drops picks, the one that lengthens the rest least first, for as long as the others carry ``coverage``.
+
+    Args:
+        gram: ``c c^T``, [m, m].
+        c: [m, d_in].
+        D: the difference, [d_in].
+        coverage: share to keep.
+        kept: bool [m], the picks to begin with; changed in place.
+
+    Returns:
+        int64 [k], the picks that are left, ascending.
+    """
+    r = D.astype(np.float64) - c[kept].sum(axis=0, dtype=np.float64)
+    along, lengths, rest = c @ r, np.diagonal(gram).astype(np.float64), float(r @ r)
+    allowed = (1 - coverage) * float(D.astype(np.float64) @ D)
+    while kept.any():
+        without = np.where(kept, rest + 2 * along + lengths, np.inf)
+        least = int(np.argmin(without))
+        if without[least] > allowed:
+            break
+        rest = float(without[least])
+        kept[least] = False
+        along += gram[least]
+    return np.flatnonzero(kept)

@@ -107,7 +107,7 @@ class Encodings:
                     for at, lookup in enumerate(found)
                     if lookup is None
                 }
-        except* (QueueFull, Draining) as refused:
+        except BaseExceptionGroup as refused:
             raise refused.exceptions[0] from None
         return [lookup if lookup is not None else tasks[at].result() for at, lookup in enumerate(found)], cache_us
 

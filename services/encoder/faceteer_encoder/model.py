@@ -1,0 +1,147 @@
+"""The CLIP model: pixels and texts to embeddings.
+
+Knows nothing of picture files, of the cache, or of how calls arrive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from faceteer_runtime.bundle import BundleError
+from open_clip.model import _build_vision_tower
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from faceteer_encoder.preprocess import Preprocessor
+
+CONFIG, WEIGHTS, MERGES = "open_clip_config.json", "open_clip_model.safetensors", "bpe_simple_vocab.txt.gz"
+
+
+class ClipEncoder:
+    """``image_embeds`` and ``text_embeds``: the towers' raw projections, neither normalised nor centred.
+
+    Attributes:
+        embed_dim: length of an embedding.
+        context_length: tokens in a text, 0 without a text tower.
+        has_text_tower: whether texts can be encoded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessor: Preprocessor,
+        tokenizer: open_clip.SimpleTokenizer | None,
+        embed_dim: int,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._device, self._dtype = torch.device(device), dtype
+        self._model = model.to(self._device, dtype).eval().requires_grad_(False)
+        self._preprocessor = preprocessor
+        self._tokenizer = tokenizer
+        self.embed_dim = embed_dim
+        self.has_text_tower = tokenizer is not None
+        self.context_length: int = tokenizer.context_length if tokenizer is not None else 0
+
+    def encode_images(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Embeddings, float32 [embed_dim] each, of pictures, uint8 [height, width, 3] each (see Preprocessor)."""
+        with torch.inference_mode():
+            batch = self._preprocessor.normalised(list(pixels)).to(self._device, self._dtype)
+            visual: Any = self._model.visual
+            return _rows(visual(batch))
+
+    def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Embeddings, float32 [embed_dim] each; texts of more than context_length tokens are cut."""
+        if self._tokenizer is None:
+            raise ValueError("this encoder has no text tower")
+        model: Any = self._model
+        with torch.inference_mode():
+            return _rows(model.encode_text(self._tokenizer(list(texts)).to(self._device)))
+
+
+def load_encoder(
+    directory: Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    max_image_bytes: int = 20_000_000,
+    max_image_pixels: int = 50_000_000,
+) -> tuple[ClipEncoder, Preprocessor]:
+    """Reads open_clip_config.json, the weights, and the tokenizer's merges where the bundle brings its own.
+
+    A configuration without ``text_cfg`` makes an encoder of pictures only.
+
+    Raises:
+        BundleError: one sentence on what is wrong with which file.
+    """
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_cfg, preprocess_cfg = dict(config["model_cfg"]), dict(config["preprocess_cfg"])
+        embed_dim = int(model_cfg["embed_dim"])
+        preprocessor = Preprocessor(preprocess_cfg, max_bytes=max_image_bytes, max_pixels=max_image_pixels)
+        model = _load_weights(model_cfg, directory / WEIGHTS)
+    except FileNotFoundError as error:
+        raise BundleError(f"{error.filename or path}: missing") from None
+    except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
+        raise BundleError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from None
+    tokenizer = None
+    if "text_cfg" in model_cfg:
+        merges = directory / MERGES
+        own = {"bpe_path": str(merges)} if merges.exists() else {}
+        tokenizer = open_clip.SimpleTokenizer(
+            **own, context_length=int(model_cfg["text_cfg"].get("context_length", 77))
+        )
+        vocabulary = int(model_cfg["text_cfg"].get("vocab_size", 49408))
+        if tokenizer.vocab_size > vocabulary:
+            raise BundleError(f"{merges}: {tokenizer.vocab_size} tokens, but {CONFIG} has room for {vocabulary}")
+    return ClipEncoder(model, preprocessor, tokenizer, embed_dim, device, getattr(torch, dtype)), preprocessor
+
+
+def _load_weights(model_cfg: dict[str, Any], path: Path) -> nn.Module:
+    """The towers with their weights; strict: a missing, unknown, misshapen or NaN tensor is an error."""
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise BundleError(f"{path}: not a readable safetensors file ({error})") from None
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BundleError(f"{path}: {name!r} holds NaN or infinite values")
+    # On the meta device first: random initialisation of a large model takes longer than reading it, and as much memory.
+    with torch.device("meta"):
+        model = _build(model_cfg)
+    try:
+        model.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BundleError(f"{path}: does not fit {CONFIG} ({reason})") from None
+    if isinstance(model, open_clip.CLIP) and model.attn_mask is not None:
+        # Not among the weights: what keeps a token from looking ahead.
+        length = model.context_length
+        model.register_buffer("attn_mask", torch.full((length, length), -torch.inf).triu_(1), persistent=False)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        model = _build(model_cfg)
+        model.load_state_dict(weights, strict=True)
+    return model
+
+
+def _build(model_cfg: dict[str, Any]) -> nn.Module:
+    if "text_cfg" in model_cfg:
+        clip: nn.Module = open_clip.CLIP(**model_cfg)
+        return clip
+    towers = nn.Module()
+    towers.visual = _build_vision_tower(
+        model_cfg["embed_dim"], model_cfg["vision_cfg"], bool(model_cfg.get("quick_gelu", False))
+    )
+    return towers
+
+
+def _rows(embeds: torch.Tensor) -> list[np.ndarray]:
+    return list(embeds.float().cpu().numpy())

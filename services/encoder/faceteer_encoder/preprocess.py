@@ -1,0 +1,152 @@
+"""Picture bytes to the pixels that the model sees.
+
+Knows nothing of the model. Nothing is decoded before the header has said how many pixels there are; resizing and
+cropping are open_clip's own, so that embeddings are those of the reference implementation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from faceteer_runtime.errors import FaceteerError, ImageTooLarge, UnreadableImage
+from open_clip.transform import CenterCropOrPad, PreprocessCfg, ResizeKeepRatio, image_transform_v2
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms import CenterCrop, Resize
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_GEOMETRY = (Resize, CenterCrop, ResizeKeepRatio, CenterCropOrPad)
+# A strip longer than this many times its width is cut around its middle before resizing, which would otherwise blow a
+# 1 x 50,000,000 picture up to the model's width. The model sees only the middle square of it anyway.
+_LONGEST_STRIP = 32
+# JPEGs above this are decoded at 1/2, 1/4 or 1/8 of their size, but never below this many times the model's: a quarter
+# to a 64th of the memory and most of the time saved, for differences far below those of the JPEG itself.
+_DRAFT_PIXELS, _DRAFT_OVERSAMPLING = 16_000_000, 4
+# What a field in an error is called before the servicer, which knows it, puts its own in.
+_FIELD = "image"
+
+
+class Preprocessor:
+    """Makes pixels of picture files, as ``preprocess_cfg`` of open_clip_config.json says."""
+
+    def __init__(self, preprocess_cfg: Mapping[str, Any], *, max_bytes: int, max_pixels: int) -> None:
+        known = {field.name for field in fields(PreprocessCfg)}
+        cfg = PreprocessCfg(**{name: value for name, value in preprocess_cfg.items() if name in known})
+        size = cfg.size
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self._squash = cfg.resize_mode == "squash"
+        transforms = image_transform_v2(cfg, is_train=False).transforms
+        self._geometry = [transform for transform in transforms if isinstance(transform, _GEOMETRY)]
+        self._mean = torch.tensor(cfg.mean).view(3, 1, 1)
+        self._std = torch.tensor(cfg.std).view(3, 1, 1)
+        self._max_bytes, self._max_pixels = max_bytes, max_pixels
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """Decodes, resizes and crops one picture.
+
+        Args:
+            data: a whole PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF file.
+
+        Returns:
+            uint8 [height, width, 3], sRGB as stored; EXIF orientation applied, transparency laid on white, 16 bits a
+            channel cut to the upper 8, CMYK converted.
+
+        Raises:
+            ImageTooLarge: more bytes or pixels than allowed; nothing was decoded.
+            UnreadableImage: not a whole picture of these formats.
+        """
+        if not data:
+            raise UnreadableImage(_FIELD, "is empty")
+        if len(data) > self._max_bytes:
+            raise ImageTooLarge(_FIELD, f"{len(data)} bytes are more than the {self._max_bytes} that are taken")
+        _check_pixels(_webp_size(data), self._max_pixels)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_pixels(image.size, self._max_pixels)
+                if image.format == "JPEG" and image.width * image.height > _DRAFT_PIXELS:
+                    least = (self.size[1] * _DRAFT_OVERSAMPLING, self.size[0] * _DRAFT_OVERSAMPLING)
+                    image.draft(None, least)
+                return self._fit(_upright_rgb(image))
+        except FaceteerError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise ImageTooLarge(_FIELD, f"more than {self._max_pixels} pixels; send a smaller one") from None
+        except UnidentifiedImageError:
+            raise UnreadableImage(_FIELD, f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
+        except Exception as error:
+            # Pillow's decoders raise nearly everything on damaged files: OSError, SyntaxError, struct.error, EOFError …
+            raise UnreadableImage(_FIELD, f"is damaged or cut off ({_first_line(error)})") from None
+
+    def normalised(self, pixels: list[np.ndarray]) -> torch.Tensor:
+        """Pictures, uint8 [height, width, 3] each, as the model's input, float32 [n, 3, height, width]."""
+        batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        return batch.float().div_(255).sub_(self._mean).div_(self._std)
+
+    def _fit(self, image: Image.Image) -> np.ndarray:
+        if not self._squash:
+            image = _without_far_ends(image)
+        for transform in self._geometry:
+            image = transform(image)
+        return np.array(image, dtype=np.uint8)
+
+
+def _check_pixels(size: tuple[int, int] | None, limit: int) -> None:
+    if size is not None and size[0] * size[1] > limit:
+        raise ImageTooLarge(
+            _FIELD, f"{size[0]} x {size[1]} pixels are more than the {limit} that are taken; send a smaller one"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height by a WebP file's header (RFC 9649); None for other files.
+
+    Pillow's WebP reader asks for two canvases of memory when it opens a file, before it can be asked for the size.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture as a person sees it: first frame, upright, on white, 8 bits a channel."""
+    image.load()
+    # Metadata that cannot be read says nothing about orientation; the picture itself has been read.
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        return Image.fromarray((np.clip(values, 0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImage(_FIELD, "holds floating-point numbers, whose range nobody can tell; send 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        on_white = Image.new("RGB", image.size, "white")
+        on_white.paste(image, mask=image.getchannel("A"))
+        return on_white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    longest = _LONGEST_STRIP * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]

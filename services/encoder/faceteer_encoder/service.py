@@ -1,0 +1,86 @@
+"""Wires the encoder service together from what a process shares.
+
+Knows nothing of how it is served: alone, or with others in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+import numpy as np
+import torch
+from faceteer.v1 import encoder_pb2_grpc
+from faceteer_runtime.batching import ModelWorker
+from faceteer_runtime.bundle import BundleError
+from faceteer_runtime.service import Resources, Service
+
+from faceteer_encoder.embeddings import Embeddings
+from faceteer_encoder.model import load_encoder
+from faceteer_encoder.servicer import EncoderIdentity, EncoderServicer
+from faceteer_encoder.settings import EncoderSettings
+
+NAME = "faceteer.v1.EncoderService"
+
+
+def build(resources: Resources) -> Service:
+    """Loads the bundle's encoder and makes its service.
+
+    Raises:
+        BundleError: the bundle has no encoder, or one that cannot be used.
+    """
+    settings = (
+        resources.settings
+        if isinstance(resources.settings, EncoderSettings)
+        else EncoderSettings.from_other(resources.settings)
+    )
+    torch.set_num_threads(settings.threads)
+    part = resources.bundle.part("encoder")
+    encoder, preprocessor = load_encoder(
+        part.path,
+        device=settings.device,
+        dtype=settings.encoder_dtype,
+        max_image_bytes=settings.encoder_max_image_bytes,
+        max_image_pixels=settings.encoder_max_image_pixels,
+    )
+    promised = part.facts.get("embed_dim", encoder.embed_dim)
+    if promised != encoder.embed_dim:
+        raise BundleError(f"{part.path}: embed_dim is {encoder.embed_dim}, but bundle.json says {promised}")
+    worker = ModelWorker("encoder")
+    embeddings = Embeddings(
+        encoder,
+        preprocessor,
+        part.revision,
+        cache=resources.cache,
+        worker=worker,
+        metrics=resources.metrics,
+        max_batch=settings.encoder_max_batch,
+        model_batch=settings.encoder_model_batch,
+        max_queue=settings.max_queue,
+        decode_threads=settings.encoder_decode_threads,
+    )
+    identity = EncoderIdentity(
+        part.revision,
+        resources.bundle.name,
+        encoder.embed_dim,
+        preprocessor.size[0],
+        encoder.context_length,
+        encoder.has_text_tower,
+    )
+    servicer = EncoderServicer(embeddings, identity, settings)
+
+    def register(server: grpc.aio.Server) -> None:
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server)
+
+    async def warm_up() -> None:
+        # The example: a mean-grey picture, whose embedding is also Kandinsky's negative.
+        await worker.run(torch.set_num_threads, settings.threads)
+        await worker.run(encoder.encode_images, [np.full((*preprocessor.size, 3), 127, np.uint8)])
+        if encoder.has_text_tower:
+            await worker.run(encoder.encode_texts, ["a picture"])
+
+    async def close() -> None:
+        await embeddings.close()
+        await asyncio.to_thread(worker.close)
+
+    return Service(NAME, register, warm_up, close)
