@@ -13,6 +13,6 @@ class SaeSettings(ServiceSettings):
     """Limits of SaeService; GetSae publishes them."""
 
     sae_max_batch: int = Field(
-        64, ge=1, description="Most embeddings in one SAE call, and most encoded in one pass of the model."
+        256, ge=1, description="Most embeddings in one SAE call, and most encoded in one pass of the model."
     )
     sae_max_edits: int = Field(1000, ge=1, description="Most edits in one EditEmbeds call.")
