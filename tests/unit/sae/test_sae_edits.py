@@ -1,202 +1,244 @@
-"""The linear shortcut against the long way round, for any edits of any architecture; and what is refused."""
+"""Edits by the shortcut against the long way round: encode, change, decode, re-add the error."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-import sae_models as models
+from faceteer.v1 import edits_pb2
 from faceteer_runtime.errors import BatchTooLarge, FaceteerError, InvalidField, NotInBundle, UnknownFeature
-from faceteer_sae.edits import Edited, Edits, Operation, Unit, apply_edits, check_edits, edit_warnings, measure
-from faceteer_sae.features import describe, input_warnings
+from faceteer_sae.edits import Edits, Operation, Unit, apply_edits, check_edits, edit_warnings, measure
+from faceteer_sae.model import FeatureActivations
 from faceteer_sae.statistics import FeatureStatistics
 from hypothesis import given
 from hypothesis import strategies as st
-from sae_models import ARCHITECTURES, D_SAE
+from unit.sae.random_sae import ARCHITECTURES, Pair, embeddings, random_sae
 
-SET, ADD, SCALE, ABLATE, SWITCH = Operation
-SCALED, RAW = Unit
-STATISTICS = models.statistics()
-
-Edit = tuple[int, int, float, int]
+D_IN, D_SAE = 24, 96
+cached_sae = cache(random_sae)
 
 
-def checked(edits: list[Edit], statistics: FeatureStatistics | None = STATISTICS, max_edits: int = 100) -> Edits:
-    columns = list(zip(*edits, strict=True)) if edits else [(), (), (), ()]
-    return check_edits(
-        np.array(columns[0], np.int64),
-        np.array(columns[1], np.int64),
-        np.array(columns[2], np.float64),
-        np.array(columns[3], np.int64),
-        d_sae=D_SAE,
-        statistics=statistics,
-        max_edits=max_edits,
+def some_statistics(rivals: dict[int, list[int]] | None = None, d_sae: int = D_SAE) -> FeatureStatistics:
+    """p99 of feature i is 1 + i / 10; feature 95 never fired."""
+    rows = [(rivals or {}).get(i, []) for i in range(d_sae)]
+    p99 = (1 + np.arange(d_sae) / 10).astype(np.float32)
+    p99[95:] = 0
+    return FeatureStatistics(
+        np.full(d_sae, 0.1, np.float32),
+        p99,
+        np.cumsum([0, *map(len, rows)]).astype(np.int64),
+        np.array([j for row in rows for j in row], np.int32),
     )
 
 
-def edited(sae: Any, x: np.ndarray, edits: list[Edit]) -> tuple[Edits, Edited]:
-    parsed = checked(edits)
-    return parsed, apply_edits(sae, x, parsed, sae.encode(x[None])[0].at(parsed.indices))
+def checked(
+    edits: list[tuple[int, int, float, int]], statistics: FeatureStatistics | None = None, max_edits: int = 1000
+) -> Edits:
+    """Edits given as (feature, operation, value, unit)."""
+    indices, operations, values, units = (
+        np.array(column, dtype) for column, dtype in zip(zip(*edits, strict=True), (int, int, float, int), strict=True)
+    )
+    return check_edits(indices, operations, values, units, d_sae=D_SAE, statistics=statistics, max_edits=max_edits)
+
+
+def long_way_round(
+    pair: Pair, x: np.ndarray, edits: list[tuple[int, int, float, int]], rivals: list[int]
+) -> np.ndarray:
+    """In float64 over all features: encode, change, decode, re-add the reconstruction error."""
+    wide = x.astype(np.float64)
+    f = pair.dense.encode(wide)
+    error = wide - pair.dense.decode(f)
+    changed = f.copy()
+    changed[rivals] = 0
+    for index, operation, value, _ in edits:
+        changed[index] = {1: value, 2: f[index] + value, 3: f[index] * value, 4: 0.0, 5: value}[operation]
+    return pair.dense.decode(changed) + error
 
 
 @st.composite
-def some_edits(draw: st.DrawFn) -> list[Edit]:
-    features = draw(st.lists(st.integers(0, D_SAE - 1).filter(lambda i: i != 7), unique=True, max_size=12))
-    result = []
-    for feature in features:
+def any_edits(draw: st.DrawFn) -> list[tuple[int, int, float, int]]:
+    indices = draw(st.lists(st.integers(0, D_SAE - 1), unique=True, max_size=D_SAE))
+    values = st.floats(-50, 50, width=32)
+    edits = []
+    for index in indices:
         operation = draw(st.sampled_from(Operation))
-        value = 0.0 if operation is ABLATE else draw(st.floats(-50, 50, width=32))
-        result.append((feature, int(operation), value, draw(st.sampled_from([0, 1, 2]))))
-    return result
+        value = 0.0 if operation is Operation.ABLATE else draw(values)
+        edits.append((index, int(operation), value, int(Unit.RAW)))
+    return edits
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@given(edits=some_edits(), seed=st.integers(0, 2**16), scale=st.sampled_from([0.1, 1.0, 10.0]))
-def test_any_edits_agree_with_encode_change_decode_and_re_adding_the_error(
-    architecture: str, edits: list[Edit], seed: int, scale: float
+@given(
+    st.sampled_from(ARCHITECTURES), st.integers(0, 200), any_edits(), st.sampled_from([0.1, 3.0, 40.0]), st.booleans()
+)
+def test_any_edits_by_the_shortcut_are_those_by_the_long_way_round(
+    architecture: str, seed: int, edits: list[tuple[int, int, float, int]], scale: float, cached: bool
 ) -> None:
-    made = models.weights(architecture, seed % 5)
-    sae, x = models.sae(architecture, seed % 5), models.embedding(seed, scale)
-    _, result = edited(sae, x, edits)
-    f = models.plain_encode(made, architecture, x)
-    error = x - models.plain_decode(made, f)
-    p99, changed = STATISTICS.p99.astype(np.float64), f.copy()
-    named = {feature for feature, *_ in edits}
-    for feature, operation, value, unit in edits:
-        wanted = value * (1.0 if unit == RAW else p99[feature])
-        changed[feature] = {
-            SET: wanted, ADD: f[feature] + wanted, SCALE: f[feature] * value, ABLATE: 0.0, SWITCH: wanted
-        }[Operation(operation)]  # fmt: skip
-        if operation == SWITCH:
-            changed[[int(r) for r in STATISTICS.rivals(feature) if int(r) not in named]] = 0.0
-    expected = models.plain_decode(made, changed) + error
-    assert np.linalg.norm(result.x - expected) <= 1e-5 * max(np.linalg.norm(expected), np.linalg.norm(x))
-    delta = expected - x
-    assert np.isclose(result.delta_norm, np.linalg.norm(delta), rtol=1e-4, atol=1e-5 * np.linalg.norm(x))
+    pair = cached_sae(architecture, seed=3)
+    (x,) = embeddings(seed, 1, scale=scale)
+    (features,) = pair.sae.encode(x[None])
+    rivals = {index: [(index + 1) % D_SAE, (index + 7) % D_SAE] for index, operation, _, _ in edits if operation == 5}
+    plan = checked(edits, some_statistics(rivals)) if edits else checked_nothing()
+    named = {edit[0] for edit in edits}
+    ablated = sorted({r for row in rivals.values() for r in row} - named)
+    assert sorted(plan.indices[len(edits) :].tolist()) == ablated
+
+    # From the cached features, or with one dot product a feature and, for topk, the cached k-th pre-activation.
+    before = features.at(plan.indices) if cached else pair.sae.activations(x, plan.indices, features.kth_pre_act)
+    edited = apply_edits(pair.sae, x, plan, before)
+    expected = long_way_round(pair, x, edits, ablated)
+    assert np.linalg.norm(edited.x - expected) <= 1e-5 * max(np.linalg.norm(expected), np.linalg.norm(x))
+    assert np.isclose(edited.delta_norm, np.linalg.norm(expected - x), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@given(edits=some_edits(), seed=st.integers(0, 2**16), order=st.randoms(use_true_random=False))
-def test_edits_commute(architecture: str, edits: list[Edit], seed: int, order: Any) -> None:
-    sae, x = models.sae(architecture), models.embedding(seed)
-    shuffled = list(edits)
-    order.shuffle(shuffled)
-    first, second = edited(sae, x, edits)[1].x, edited(sae, x, shuffled)[1].x
-    assert np.allclose(first, second, rtol=1e-5, atol=1e-5 * (1 + np.abs(first).max()))
+def checked_nothing() -> Edits:
+    none = np.empty(0, int)
+    return check_edits(none, none, none.astype(float), none, d_sae=D_SAE, statistics=None, max_edits=1)
 
 
-def test_no_edits_leave_the_embedding_bit_for_bit() -> None:
-    x = models.embedding(3)
-    _, result = edited(models.sae("topk"), x, [])
-    assert np.array_equal(result.x, x)
-    assert result.delta_norm == 0
-    assert result.cosine == pytest.approx(1.0)
+@given(st.permutations(range(40)), st.integers(0, 50))
+def test_edits_commute(order: list[int], seed: int) -> None:
+    pair = cached_sae("topk", seed=3)
+    (x,) = embeddings(seed, 1)
+    (features,) = pair.sae.encode(x[None])
+    values = np.random.default_rng(seed).normal(size=40).tolist()
+    edits = [(i, 1 + i % 3, values[i], 2) for i in range(40)]
+    straight, shuffled = checked(edits), checked([edits[i] for i in order])
+    a = apply_edits(pair.sae, x, straight, features.at(straight.indices))
+    b = apply_edits(pair.sae, x, shuffled, features.at(shuffled.indices))
+    assert np.linalg.norm(a.x - b.x) <= 1e-5 * np.linalg.norm(a.x)
+    assert a.requested[order].tolist() == b.requested.tolist()
 
 
-def test_scaled_values_are_in_units_of_the_features_own_p99() -> None:
-    edits = checked([(3, SET, 2.0, SCALED), (4, ADD, -1.0, 0), (5, SCALE, 3.0, SCALED), (6, SET, 2.0, RAW)])
-    p99 = STATISTICS.p99
-    requested = edits.requested(np.array([9, 9, 9, 9], np.float32))
-    assert np.allclose(requested, [2 * p99[3], 9 - p99[4], 27, 2])
+def test_one_edit_after_another_is_not_needed_hundreds_go_at_once() -> None:
+    pair = random_sae("standard", d_in=64, d_sae=900)
+    (x,) = embeddings(1, 1, 64)
+    (features,) = pair.sae.encode(x[None])
+    rng = np.random.default_rng(0)
+    indices = rng.permutation(900)[:500]
+    values = rng.normal(size=500)
+    k = np.full(500, 1)
+    plan = check_edits(indices, k, values, 2 * k, d_sae=900, statistics=None, max_edits=500)
+    edited = apply_edits(pair.sae, x, plan, features.at(plan.indices))
+    edits = [(int(i), 1, float(v), 2) for i, v in zip(indices, values, strict=True)]
+    expected = long_way_round(pair, x, edits, [])
+    assert np.linalg.norm(edited.x - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-def test_a_negative_activation_may_be_asked_for_and_is_worth_a_warning() -> None:
-    sae, x = models.sae("standard"), models.embedding(0)
-    edits, result = edited(sae, x, [(3, SET, -2.0, RAW)])
-    assert result.requested[0] == -2
-    assert [warning.code for warning in edit_warnings(edits, result, STATISTICS)] == ["EDIT_OUT_OF_RANGE"]
-    edits, result = edited(sae, x, [(3, SET, 1.0, SCALED)])
-    assert edit_warnings(edits, result, STATISTICS) == []
+def test_each_operation_asks_for_what_its_name_says() -> None:
+    statistics = some_statistics({4: [5, 6, 0]})
+    plan = checked([(0, 1, 3.0, 2), (1, 2, 3.0, 2), (2, 3, 3.0, 0), (3, 4, 0.0, 0), (4, 5, 2.0, 1)], statistics)
+    before = np.array([2.0, 2.0, 2.0, 2.0, 2.0, 9.0, 9.0], np.float32)
+    # Feature 4's p99 is 1.4; rival 0 is edited by name and keeps its own edit.
+    assert plan.indices.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert np.allclose(plan.requested(before), [3.0, 5.0, 6.0, 0.0, 2.8, 0.0, 0.0])
+    assert plan.rival_of.tolist() == [-1, -1, -1, -1, -1, 4, 4]
+    assert plan.operations[5:].tolist() == [Operation.ABLATE] * 2
 
 
-def test_a_switch_ablates_each_rival_once_and_says_whose_it_is() -> None:
-    edits = checked([(1, SWITCH, 1.0, RAW), (4, SWITCH, 1.0, RAW)])
-    assert edits.indices.tolist() == [1, 4, 2, 3, 5]
-    assert edits.operations.tolist() == [SWITCH, SWITCH, ABLATE, ABLATE, ABLATE]
-    assert edits.rival_of.tolist() == [-1, -1, 1, 1, 4]
-    assert edits.requested(np.full(5, 9, np.float32)).tolist() == [1, 1, 0, 0, 0]
+def test_scaled_is_the_default_unit_and_counts_in_the_features_own_p99() -> None:
+    plan = checked([(10, 1, 0.5, 0), (20, 2, 0.5, 1), (30, 1, 0.5, 2)], some_statistics())
+    assert np.allclose(plan.requested(np.ones(3, np.float32)), [0.5 * 2.0, 1 + 0.5 * 3.0, 0.5])
 
 
-def test_a_rival_edited_by_name_keeps_its_own_edit() -> None:
-    edits = checked([(3, ADD, 1.0, RAW), (1, SWITCH, 1.0, RAW)])
-    assert edits.indices.tolist() == [3, 1, 2]
-    assert edits.requested(np.full(3, 9, np.float32)).tolist() == [10, 1, 0]
+def test_two_switches_with_a_common_rival_turn_it_off_once() -> None:
+    plan = checked([(1, 5, 1.0, 2), (2, 5, 1.0, 2)], some_statistics({1: [7, 2], 2: [7, 8]}))
+    assert plan.indices.tolist() == [1, 2, 7, 8]
+    assert plan.rival_of.tolist() == [-1, -1, 1, 2]
+
+
+def test_switching_on_and_banning_need_no_feature_to_fire() -> None:
+    pair = random_sae("topk")
+    (x,) = embeddings(2, 1)
+    silent = np.setdiff1d(np.arange(D_SAE), pair.sae.encode(x[None])[0].top_indices)[:2]
+    plan = checked([(int(silent[0]), 4, 0.0, 0)])
+    edited = apply_edits(pair.sae, x, plan, np.zeros(1, np.float32))
+    assert edited.x.tolist() == x.tolist()
+    assert edited.delta_norm == 0.0
+    assert edited.cosine == 1.0
+
+
+def test_no_edits_leave_the_embedding_as_it_is() -> None:
+    (x,) = embeddings(2, 1)
+    edited = apply_edits(random_sae("standard").sae, x, checked_nothing(), np.empty(0, np.float32))
+    assert edited.x.tolist() == x.tolist()
+
+
+STATISTICS = some_statistics()
 
 
 @pytest.mark.parametrize(
-    ("edits", "kind", "field"),
+    ("edits", "statistics", "kind", "field"),
     [
-        ([(1, SET, 1.0, RAW), (1, ADD, 1.0, RAW)], InvalidField, "edits[1].feature"),
-        ([(1, SET, 1.0, RAW), (D_SAE, SET, 1.0, RAW)], UnknownFeature, "edits[1].feature"),
-        ([(2**32 - 1, SET, 1.0, RAW)], UnknownFeature, "edits[0].feature"),
-        ([(1, 0, 1.0, RAW)], InvalidField, "edits[0].operation"),
-        ([(1, 6, 1.0, RAW)], InvalidField, "edits[0].operation"),
-        ([(1, SET, 1.0, 3)], InvalidField, "edits[0].unit"),
-        ([(2, SET, 1.0, RAW), (1, SET, float("nan"), RAW)], InvalidField, "edits[1].value"),
-        ([(1, SCALE, float("inf"), RAW)], InvalidField, "edits[0].value"),
-        ([(1, ABLATE, 0.5, RAW)], InvalidField, "edits[0].value"),
-        ([(1, SET, 1e30, RAW)], InvalidField, "edits[0].value"),
-        ([(7, SET, 1.0, SCALED)], InvalidField, "edits[0].unit"),
+        ([(0, 1, 1.0, 2), (96, 1, 1.0, 2)], None, UnknownFeature, "edits[1].feature"),
+        ([(0, 0, 1.0, 2)], None, InvalidField, "edits[0].operation"),
+        ([(0, 6, 1.0, 2)], None, InvalidField, "edits[0].operation"),
+        ([(0, 1, 1.0, 3)], None, InvalidField, "edits[0].unit"),
+        ([(0, 1, 1.0, 2), (1, 2, float("nan"), 2)], None, InvalidField, "edits[1].value"),
+        ([(0, 3, float("-inf"), 2)], None, InvalidField, "edits[0].value"),
+        ([(0, 4, 1.0, 2)], None, InvalidField, "edits[0].value"),
+        ([(0, 1, 1e30, 2)], None, InvalidField, "edits[0].value"),
+        ([(0, 3, 1e30, 2)], None, InvalidField, "edits[0].value"),
+        ([(3, 1, 1.0, 2), (5, 1, 1.0, 2), (3, 2, 1.0, 2)], None, InvalidField, "edits[2].feature"),
+        ([(95, 1, 1.0, 1)], STATISTICS, InvalidField, "edits[0].unit"),
+        ([(0, 1, 1.0, 0)], None, NotInBundle, None),
+        ([(0, 5, 1.0, 2)], None, NotInBundle, None),
+        ([(i, 1, 1.0, 2) for i in range(5)], None, BatchTooLarge, "edits"),
     ],
 )
-def test_unusable_edits_are_refused_by_field(edits: list[Edit], kind: type[FaceteerError], field: str) -> None:
-    with pytest.raises(kind) as caught:
-        checked(edits)
-    assert caught.value.field == field
+def test_unusable_edits_are_refused_by_field(
+    edits: list[Any], statistics: FeatureStatistics | None, kind: type[FaceteerError], field: str | None
+) -> None:
+    with pytest.raises(kind) as refused:
+        checked(edits, statistics, max_edits=4)
+    assert refused.value.field == field
 
 
-def test_more_edits_than_the_limit_are_refused() -> None:
-    with pytest.raises(BatchTooLarge) as caught:
-        checked([(i, ABLATE, 0.0, RAW) for i in range(4)], max_edits=3)
-    assert caught.value.metadata == {"got": "4", "limit": "3"}
+def test_scaling_and_ablating_need_no_statistics() -> None:
+    plan = checked([(0, 3, 0.5, 0), (1, 4, 0.0, 0)])
+    assert plan.requested(np.ones(2, np.float32)).tolist() == [0.5, 0.0]
 
 
-def test_without_statistics_only_raw_edits_are_served() -> None:
-    raw = checked([(1, SET, 1.0, RAW), (2, SCALE, 2.0, SCALED), (3, ABLATE, 0.0, SCALED)], None)
-    assert raw.indices.tolist() == [1, 2, 3]
-    for edit in ((1, SET, 1.0, SCALED), (1, SET, 1.0, 0), (1, SWITCH, 1.0, RAW)):
-        with pytest.raises(NotInBundle):
-            checked([edit], None)
+def test_edits_that_lead_out_of_all_bounds_are_refused() -> None:
+    pair = random_sae("standard")
+    (x,) = embeddings(1, 1)
+    plan = checked([(0, 1, 0.0, 2), (1, 1, 1e6, 2)])
+    with pytest.raises(InvalidField) as refused:
+        apply_edits(pair.sae, x, plan, np.array([0, -1e6], np.float32))
+    assert refused.value.field == "edits[1].value"
 
 
-def test_measuring_gives_achieved_activations_and_the_drift_of_the_rest() -> None:
-    made, sae, x = models.weights("topk"), models.sae("topk"), models.embedding(2)
-    edits, result = edited(sae, x, [(3, SET, 8.0, RAW), (9, ABLATE, 0.0, RAW)])
-    before, after = sae.encode(np.stack([x, result.x]))
-    measured = measure(before, after, edits.indices, 3)
-    f, f_new = models.plain_encode(made, "topk", x), models.plain_encode(made, "topk", result.x)
-    rest = np.setdiff1d(np.arange(D_SAE), [3, 9])
-    assert np.allclose(measured.achieved, f_new[[3, 9]], rtol=1e-4)
-    assert np.isclose(measured.drift, np.linalg.norm(f_new[rest] - f[rest]) / np.linalg.norm(f[rest]), rtol=1e-4)
-    moved = np.abs(f_new - f)
-    moved[[3, 9]] = 0
-    assert measured.drifted.tolist() == np.argsort(-moved)[:3].tolist()
-    assert np.allclose(measured.drifted_before, f[measured.drifted], rtol=1e-4)
-    assert np.allclose(measured.drifted_after, f_new[measured.drifted], rtol=1e-4)
+def test_far_fetched_edits_come_with_a_warning() -> None:
+    pair = random_sae("standard")
+    (x,) = embeddings(1, 1)
+    statistics = some_statistics()
+
+    def codes(*edits: tuple[int, int, float, int]) -> list[str]:
+        plan = checked(list(edits), statistics)
+        edited = apply_edits(pair.sae, x, plan, np.zeros(len(edits), np.float32))
+        return [warning.code for warning in edit_warnings(plan, edited, statistics)]
+
+    assert codes((0, 1, 1.0, 1), (1, 1, 3.9, 1)) == []
+    assert codes((0, 1, 1.0, 1), (1, 1, 4.1, 1)) == ["EDIT_OUT_OF_RANGE"]
+    assert codes((0, 1, -0.1, 2)) == ["EDIT_OUT_OF_RANGE"]
 
 
-def test_explained_variance_is_about_the_corpus_mean_where_it_is_known() -> None:
-    sae, x = models.sae("standard"), models.embedding(1)
-    (features,) = sae.encode(x[None])
-    error = x - models.plain_decode(models.weights("standard"), models.dense(features))
-    mean = models.embedding(99)
-    known = FeatureStatistics(*vars(STATISTICS).values())  # type: ignore[arg-type]
-    known = FeatureStatistics(
-        known.firing_share, known.p99, known.rivals_offsets, known.rivals_indices, embedding_mean=mean
-    )
-    for statistics, middle in ((None, sae.b_dec), (STATISTICS, sae.b_dec), (known, mean)):
-        described = describe(sae, statistics, x, features)
-        expected = 1 - (error @ error) / ((x - middle) @ (x - middle))
-        assert described.explained_variance == pytest.approx(expected, rel=1e-4)
-        assert described.norm == pytest.approx(np.linalg.norm(x), rel=1e-6)
-        assert described.l0 == len(features.top_indices)
+def test_measuring_tells_what_was_reached_and_what_drifted() -> None:
+    before = FeatureActivations(np.array([1, 2, 3], np.int32), np.array([5.0, 3.0, 4.0], np.float32), np.nan)
+    after = FeatureActivations(np.array([1, 3, 7], np.int32), np.array([9.0, 4.5, 1.0], np.float32), np.nan)
+    measured = measure(before, after, np.array([1, 60]), 2)
+    assert measured.achieved.tolist() == [9.0, 0.0]
+    # 2: 3 -> 0, 7: 0 -> 1, 3: 4 -> 4.5; the rest was (3, 4), of length 5.
+    assert np.isclose(measured.drift, np.sqrt(9 + 0.25 + 1) / 5)
+    assert measured.drifted.tolist() == [2, 7]
+    assert (measured.drifted_before.tolist(), measured.drifted_after.tolist()) == ([3.0, 0.0], [0.0, 1.0])
+    assert measure(before, before, np.array([1]), 8).drift == 0.0
+    assert len(measure(before, before, np.array([1]), 8).drifted) == 0
 
 
-def test_an_embedding_far_from_the_corpus_is_warned_about() -> None:
-    known = {"embedding_statistics": {"norm": {"p01": 30.0, "p99": 45.0}, "l0": {"p01": 20, "p99": 80}}}
-    assert input_warnings(known, 40.0, 50) == []
-    assert [warning.code for warning in input_warnings(known, 1.0, 50)] == ["NORM_OUT_OF_RANGE"]
-    assert [warning.code for warning in input_warnings(known, 400.0, 5000)] == ["NORM_OUT_OF_RANGE", "L0_OUT_OF_RANGE"]
-    assert input_warnings(known, 40.0, None) == []
-    assert input_warnings({}, 1.0, 0) == []
+def test_operations_and_units_have_the_contracts_numbers() -> None:
+    for operation in Operation:
+        assert edits_pb2.EditOperation.Value(f"EDIT_OPERATION_{operation.name}") == operation
+    for unit in Unit:
+        assert edits_pb2.EditUnit.Value(f"EDIT_UNIT_{unit.name}") == unit

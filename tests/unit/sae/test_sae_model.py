@@ -1,141 +1,183 @@
-"""Encoding and decoding against numbers done by hand and against the plain way in float64."""
+"""The SAE's arithmetic against numbers done by hand and an independent implementation; loading that believes nothing."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sae_models as models
 import torch
 from faceteer_runtime.bundle import BundleError
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.weights import SaeConfig
-from sae_models import ARCHITECTURES
+from safetensors.torch import save_file
+from unit.sae.random_sae import ARCHITECTURES, Pair, embeddings, random_sae, write_sae
 
 
-def hand(architecture: str, **more: torch.Tensor) -> SparseAutoencoder:
-    """Two inputs, three features: pre-activations of (3, 4) are 3, 4 and 7 - 6 = 1."""
+def by_hand(architecture: str, k: int = 0, **more: torch.Tensor) -> SparseAutoencoder:
+    """Three features in the plane; x = (3, 1) has pre-activations 2*3+1-1 = 6, 1-0.5 = 0.5 and -3."""
     weights = {
-        "W_enc": torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]),
-        "b_enc": torch.tensor([0.0, 0.0, -6.0]),
-        "W_dec": torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]),
+        "W_enc": torch.tensor([[2.0, 0.0, -1.0], [1.0, 1.0, 0.0]]),
+        "b_enc": torch.tensor([-1.0, -0.5, 0.0]),
+        "W_dec": torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]]),
         "b_dec": torch.tensor([10.0, 20.0]),
+        **more,
     }
-    return SparseAutoencoder(SaeConfig(architecture, 2, 3, 2, False, {}), weights | more)
+    return SparseAutoencoder(SaeConfig(architecture, 2, 3, k, False, {}), weights)
+
+
+X = np.array([[3.0, 1.0]], np.float32)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "more", "fires"),
+    ("sae", "indices", "activations"),
     [
-        ("standard", {}, {0: 3, 1: 4, 2: 1}),
-        ("topk", {}, {0: 3, 1: 4}),
-        ("batchtopk", {"topk_threshold": torch.tensor(3.5)}, {1: 4}),
-        ("jumprelu", {"threshold": torch.tensor([3.0, 1.0, 0.5])}, {1: 4, 2: 1}),
+        (by_hand("standard"), [0, 1], [6.0, 0.5]),
+        (by_hand("topk", 1), [0], [6.0]),
+        (by_hand("topk", 3), [0, 1], [6.0, 0.5]),
+        (by_hand("batchtopk", 1, topk_threshold=torch.tensor(0.75)), [0], [6.0]),
+        (by_hand("jumprelu", threshold=torch.tensor([7.0, 0.25, 0.0])), [1], [0.5]),
     ],
+    ids=["standard", "topk-1", "topk-3", "batchtopk", "jumprelu"],
 )
-def test_each_architecture_fires_as_by_hand(
-    architecture: str, more: dict[str, torch.Tensor], fires: dict[int, float]
+def test_features_are_those_done_by_hand(sae: SparseAutoencoder, indices: list[int], activations: list[float]) -> None:
+    (found,) = sae.encode(X)
+    assert found.top_indices.tolist() == indices
+    assert found.top_acts.tolist() == activations
+
+
+def test_decoding_is_what_is_done_by_hand() -> None:
+    sae = by_hand("standard")
+    assert sae.decode(np.array([0, 1]), np.array([6.0, 0.5])).tolist() == [16.0, 21.0]
+    assert sae.decode(np.array([], int), np.array([])).tolist() == [10.0, 20.0]
+
+
+def test_b_dec_is_subtracted_where_the_configuration_says_so() -> None:
+    pair = random_sae("standard", apply_b_dec_to_input=True)
+    other = random_sae("standard", apply_b_dec_to_input=False)
+    x = embeddings(1, 1)
+    shifted = x + pair.sae.b_dec
+    assert pair.sae.encode(shifted)[0].top_indices.tolist() == other.sae.encode(x)[0].top_indices.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_are_those_of_a_dense_float64_implementation(architecture: str, dtype: torch.dtype) -> None:
+    pair = random_sae(architecture, seed=7, d_in=48, d_sae=700, k=20, dtype=dtype)
+    x = embeddings(8, 9, 48)
+    for one, found in zip(x, pair.sae.encode(x), strict=True):
+        f = pair.dense.encode(one.astype(np.float64))
+        assert found.top_indices.tolist() == np.flatnonzero(f).tolist()
+        assert np.allclose(found.top_acts, f[f > 0], rtol=1e-4, atol=1e-4)
+        x_hat = pair.sae.decode(found.top_indices, found.top_acts)
+        assert np.allclose(x_hat, pair.dense.decode(f), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_feature_asked_for_alone_is_the_same_number_as_among_all_in_any_batch(
+    architecture: str, dtype: torch.dtype
 ) -> None:
-    (features,) = hand(architecture, **more).encode(np.array([[3.0, 4.0]], np.float32))
-    assert dict(zip(features.top_indices.tolist(), features.top_acts.tolist(), strict=True)) == fires
+    pair = random_sae(architecture, seed=5, d_sae=300, dtype=dtype)
+    x = embeddings(6, 8)
+    together = pair.sae.encode(x)
+    for n, found in enumerate(together):
+        (alone,) = pair.sae.encode(x[n : n + 1])
+        assert alone.top_indices.tolist() == found.top_indices.tolist()
+        assert alone.top_acts.tolist() == found.top_acts.tolist()
+        everything = np.arange(300)
+        single = pair.sae.activations(x[n], everything, found.kth_pre_act)
+        assert single.tolist() == found.at(everything).tolist()
+        assert pair.sae.activations(x[n], everything[17:18], found.kth_pre_act).tolist() == single[17:18].tolist()
 
 
-def test_decoding_by_hand() -> None:
-    x_hat = hand("standard").decode(np.array([0, 2]), np.array([3.0, 1.0]))
-    assert x_hat.tolist() == [10 + 3 + 2, 20 + 2]
-    assert hand("standard").decode(np.array([], np.int64), np.array([])).tolist() == [10, 20]
+def test_equal_pre_activations_of_topk_fire_together() -> None:
+    weights = {
+        "W_enc": torch.ones(2, 4),
+        "b_enc": torch.tensor([0.0, 1.0, 0.0, -1.0]),
+        "W_dec": torch.ones(4, 2),
+        "b_dec": torch.zeros(2),
+    }
+    sae = SparseAutoencoder(SaeConfig("topk", 2, 4, 2, False, {}), weights)
+    (found,) = sae.encode(X)
+    assert found.top_indices.tolist() == [0, 1, 2]
+    assert found.kth_pre_act == 4.0
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("pre_bias", [True, False])
-def test_encoding_is_the_plain_way_in_any_number_type(architecture: str, dtype: torch.dtype, pre_bias: bool) -> None:
-    made = models.weights(architecture, 3, dtype)
-    sae = SparseAutoencoder(models.config(architecture, apply_b_dec_to_input=pre_bias), made)
-    x = np.stack([models.embedding(seed, scale) for seed in range(20) for scale in (0.01, 1.0, 40.0)])
-    for one, features in zip(x, sae.encode(x), strict=True):
-        expected = models.plain_encode(made, architecture, one, apply_b_dec_to_input=pre_bias)
-        assert np.allclose(models.dense(features), expected, rtol=1e-5, atol=1e-4)
-        assert features.top_indices.tolist() == np.flatnonzero(expected).tolist()
+@pytest.mark.parametrize("scale", [1e-6, 1e5])
+def test_tiny_and_huge_inputs_neither_vanish_nor_overflow_in_float16(scale: float) -> None:
+    pair = random_sae("topk", dtype=torch.float16, apply_b_dec_to_input=False)
+    x = embeddings(2, 6) * np.float32(scale)
+    for one, found in zip(x, pair.sae.encode(x), strict=True):
+        f = pair.dense.encode(one.astype(np.float64))
+        assert found.top_indices.tolist() == np.flatnonzero(f).tolist()
+        assert np.isfinite(found.top_acts).all()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_features_activation_is_the_same_number_alone_in_a_batch_and_among_all(architecture: str) -> None:
-    sae = models.sae(architecture, dtype=torch.float16)
-    x = np.stack([models.embedding(seed) for seed in range(9)])
-    together, every = sae.encode(x), np.arange(models.D_SAE)
-    for one, features in zip(x, together, strict=True):
-        (alone,) = sae.encode(one[None])
-        assert np.array_equal(models.dense(features), models.dense(alone))
-        assert np.array_equal(models.dense(features), sae.activations(one, every, features.kth_pre_act))
-        assert np.array_equal(models.dense(features), features.at(every))
+def test_an_embedding_of_zeros_is_encoded_like_any_other(pair: Pair) -> None:
+    x = np.zeros((1, 24), np.float32)
+    f = pair.dense.encode(x[0].astype(np.float64))
+    assert pair.sae.encode(x)[0].top_indices.tolist() == np.flatnonzero(f).tolist()
 
 
-def test_the_kth_largest_pre_activation_comes_with_topk() -> None:
-    sae = models.sae("topk")
-    x = models.embedding(1)
-    (features,) = sae.encode(x[None])
-    assert features.kth_pre_act == np.sort(sae.pre_acts(x, np.arange(models.D_SAE)))[-models.K]
+def test_what_is_written_is_what_is_loaded(pair: Pair, tmp_path: Path) -> None:
+    loaded = SparseAutoencoder.load(write_sae(tmp_path / "sae", pair))
+    x = embeddings(4, 3)
+    for a, b in zip(loaded.encode(x), pair.sae.encode(x), strict=True):
+        assert a.top_indices.tolist() == b.top_indices.tolist()
+        assert a.top_acts.tolist() == b.top_acts.tolist()
 
 
-def test_topk_never_fires_on_what_is_not_positive() -> None:
-    made = models.weights("topk")
-    made["b_enc"] -= 1000
-    (features,) = SparseAutoencoder(models.config("topk"), made).encode(models.embedding(0)[None])
-    assert len(features.top_indices) == 0
+def fault_in_weights(tmp_path: Path, **changes: torch.Tensor | None) -> str:
+    pair = random_sae("jumprelu")
+    directory = write_sae(tmp_path / "sae", pair)
+    tensors = {name: tensor for name, tensor in (pair.weights | changes).items() if tensor is not None}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "sae_weights.safetensors")
+    with pytest.raises(BundleError) as error:
+        SparseAutoencoder.load(directory)
+    return str(error.value)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_sae_comes_back_from_disk(architecture: str, tmp_path: Path) -> None:
-    loaded = SparseAutoencoder.load(models.write_sae(tmp_path, architecture))
-    x = models.embedding(4)
-    assert np.array_equal(
-        models.dense(loaded.encode(x[None])[0]), models.dense(models.sae(architecture).encode(x[None])[0])
-    )
+def test_weights_that_do_not_fit_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    assert "'W_dec' is missing" in fault_in_weights(tmp_path, W_dec=None)
+    assert "'threshold' is missing" in fault_in_weights(tmp_path, threshold=None)
+    assert "'scaling' does not belong" in fault_in_weights(tmp_path, scaling=torch.ones(1))
+    assert "shape [96, 24], but cfg.json asks for [24, 96]" in fault_in_weights(tmp_path, W_enc=torch.zeros(96, 24))
+    assert "'b_enc' holds NaN" in fault_in_weights(tmp_path, b_enc=torch.full((96,), torch.nan))
+    assert "torch.int64" in fault_in_weights(tmp_path, b_dec=torch.zeros(24, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
-    ("architecture", "changes", "says"),
+    ("changes", "words"),
     [
-        ("topk", {"W_dec": None}, "'W_dec' is missing"),
-        ("jumprelu", {"threshold": None}, "'threshold' is missing"),
-        ("batchtopk", {"topk_threshold": None}, "'topk_threshold' is missing"),
-        ("standard", {"threshold": torch.zeros(models.D_SAE)}, "'threshold' does not belong"),
-        ("standard", {"b_enc": torch.zeros(3)}, "'b_enc' has shape"),
-        ("standard", {"W_enc": torch.zeros(models.D_SAE, models.D_IN)}, "'W_enc' has shape"),
-        ("standard", {"b_dec": torch.full((models.D_IN,), float("nan"))}, "NaN"),
-        ("standard", {"W_enc": torch.full((models.D_IN, models.D_SAE), float("inf"))}, "NaN or infinite"),
-        ("standard", {"b_dec": torch.zeros(models.D_IN, dtype=torch.float64)}, "float64"),
-        ("standard", {"architecture": "gated"}, "'gated' is not one of"),
-        ("standard", {"d_in": "12"}, "'d_in' must be a number"),
-        ("topk", {"k": None}, "'k' must be a number"),
-        ("topk", {"k": models.D_SAE + 1}, "more than the 40 features"),
-        ("standard", {"normalize_activations": "layer_norm"}, "normalize_activations"),
+        ({"architecture": "gated"}, "architecture 'gated' is not one of"),
+        ({"d_in": 0}, "'d_in' must be a number of at least 1"),
+        ({"d_sae": None}, "'d_sae' must be"),
+        ({"architecture": "topk", "k": 97}, "k 97 is more than the 96 features"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations must be 'none'"),
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm"),
     ],
 )
-def test_unusable_weights_are_refused_in_one_sentence(
-    architecture: str, changes: dict[str, object], says: str, tmp_path: Path
-) -> None:
-    models.write_sae(tmp_path, architecture, **changes)
-    with pytest.raises(BundleError) as caught:
-        SparseAutoencoder.load(tmp_path)
-    message = str(caught.value)
-    assert says in message
-    assert str(tmp_path) in message
-    assert "\n" not in message
+def test_a_configuration_that_is_not_served_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    directory = write_sae(tmp_path / "sae", random_sae("standard"))
+    config = json.loads((directory / "cfg.json").read_text())
+    (directory / "cfg.json").write_text(json.dumps(config | changes))
+    with pytest.raises(BundleError, match="cfg.json") as error:
+        SparseAutoencoder.load(directory)
+    assert words in str(error.value)
 
 
-def test_missing_and_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"cfg\.json: missing"):
         SparseAutoencoder.load(tmp_path)
-    models.write_sae(tmp_path, "standard")
-    (tmp_path / "sae_weights.safetensors").write_bytes(b"\0" * 100)
+    directory = write_sae(tmp_path / "sae", random_sae("standard"))
+    (directory / "sae_weights.safetensors").write_bytes(b"not a safetensors file")
     with pytest.raises(BundleError, match=r"sae_weights\.safetensors: not a readable"):
-        SparseAutoencoder.load(tmp_path)
-    (tmp_path / "sae_weights.safetensors").unlink()
+        SparseAutoencoder.load(directory)
+    (directory / "sae_weights.safetensors").unlink()
     with pytest.raises(BundleError, match=r"sae_weights\.safetensors: missing"):
-        SparseAutoencoder.load(tmp_path)
-    (tmp_path / "cfg.json").write_text("{")
-    with pytest.raises(BundleError, match="not readable JSON"):
-        SparseAutoencoder.load(tmp_path)
+        SparseAutoencoder.load(directory)
+    (directory / "cfg.json").write_text("{")
+    with pytest.raises(BundleError, match=r"cfg\.json: not readable JSON"):
+        SparseAutoencoder.load(directory)
