@@ -105,7 +105,10 @@ def edit_events(
 ) -> Operation[None]:
     """Applies the edit and draws it; emits each event."""
     attempts = context.attempts(timeout, context.timeouts.render)
-    yield from _events(plan, plan.settings.overlaid(settings), attempts, preview_every=preview_every)
+    known = plan.outcome.report
+    measure = known is None or not known.measured
+    drawn_with = plan.settings.overlaid(settings)
+    yield from _events(plan, drawn_with, attempts, measure=measure, preview_every=preview_every)
 
 
 def edit_render(
@@ -235,7 +238,9 @@ class _Stream:
             raise InternalError(f"the server sent {kind} before edited")
         if kind == "edited":
             if self.report is None:
-                self.report = self.plan.outcome.report = EditReport.from_edited(message.edited)
+                known, new = self.plan.outcome.report, EditReport.from_edited(message.edited)
+                self.report = known if known is not None and known.measured and not new.measured else new
+                self.plan.outcome.report = self.report
                 yield Emit(Edited(self.report))
         elif kind == "queued":
             yield Emit(Queued(message.queued.position))

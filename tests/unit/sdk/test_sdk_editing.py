@@ -86,6 +86,14 @@ def test_a_report_without_measuring_says_so(either: Any, server: FakeServer) -> 
     assert server.names().count("EditImage") == 2
 
 
+def test_what_was_measured_is_not_measured_again(either: Any, server: FakeServer) -> None:
+    edit = either.open(BOAT).edit().set("night", 1.0)
+    assert edit.report().measured
+    edit.render(seed=7)
+    assert server.calls[-1][1].skip_measuring
+    assert edit.report().measured, "what is known is not lost"
+
+
 def test_what_is_known_is_not_asked_again(either: Any, server: FakeServer) -> None:
     edit = either.open(BOAT).edit().set("night", 1.0)
     edit.render(seed=7)
