@@ -1,7 +1,8 @@
 """The generator under load: 16 requests at once through the service, against KandinskyV22Pipeline one after another.
 
-Knows nothing of how the service works; it asks over gRPC on the loopback. Both run in this process, in turns, with the
-same number of threads, on the same bundle, seeds and settings, and no result comes from a cache.
+Knows nothing of how the service works: it starts the service's own command and asks over gRPC on the loopback, while
+the pipeline runs in this process. They take turns, with the same number of threads, on the same bundle, seeds and
+settings; no result comes from a cache.
 
 Usage: ``python benchmarks/generator_load.py --bundle deploy/bundles/postcards``.
 """
@@ -10,9 +11,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
+import os
+import socket
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +28,8 @@ import numpy as np
 import torch
 from diffusers import KandinskyV22Pipeline
 from faceteer.v1 import generator_pb2, generator_pb2_grpc, tensor_pb2
-from faceteer_generator.service import build
-from faceteer_generator.settings import GeneratorSettings
 from faceteer_runtime.bundle import Bundle
-from faceteer_runtime.server import start
+from faceteer_runtime.healthcheck import check
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -34,7 +39,7 @@ class Baseline:
 
     def __init__(self, bundle: Bundle) -> None:
         part = bundle.part("generator")
-        self.pipe = KandinskyV22Pipeline.from_pretrained(part.path, torch_dtype=torch.float32)
+        self.pipe = KandinskyV22Pipeline.from_pretrained(part.path, dtype=torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         self.negative = load_file(part.path / "negative_embeds.safetensors")["negative_image_embeds"].float()
         self.facts = part.facts
@@ -54,6 +59,27 @@ class Baseline:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return np.asarray(image), buffer.getvalue()
+
+
+@contextlib.contextmanager
+def running_service(bundle: Path, threads: int) -> Iterator[str]:
+    """``python -m faceteer_generator`` on a free port; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = ("--listen", address, "--bundle", str(bundle), "--threads", str(threads), "--log-level", "warning")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "faceteer_generator", *flags], env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+    )
+    try:
+        while check(address) != "SERVING":
+            if process.poll() is not None:
+                raise SystemExit("the service ended at its start")
+            time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
 
 
 class Service:
@@ -106,12 +132,11 @@ def summary(rounds: list[list[float]]) -> dict[str, float]:
     }
 
 
-async def measure(arguments: argparse.Namespace) -> None:
+async def measure(arguments: argparse.Namespace, address: str) -> None:
+    torch.set_num_threads(arguments.threads)
     bundle = Bundle.open(arguments.bundle)
     facts = bundle.part("generator").facts
-    settings = GeneratorSettings(listen="127.0.0.1:0", bundle=arguments.bundle, threads=arguments.threads)
-    server = await start(settings, build)
-    service, baseline = Service(server.address), Baseline(bundle)
+    service, baseline = Service(address), Baseline(bundle)
     rng = np.random.default_rng(0)
     dimensions = baseline.negative.shape[1]
     scale = float(baseline.negative.norm()) / dimensions**0.5
@@ -138,7 +163,6 @@ async def measure(arguments: argparse.Namespace) -> None:
         burst = requests(arguments.requests)
         together["pipeline"].append(draw_in_turn(baseline, burst))
         together["service"].append(await service.draw_at_once(burst))
-    await server.stop(0.0)
 
     single = {name: statistics.median(seconds) for name, seconds in alone.items()}
     burst_of = {name: summary(rounds) for name, rounds in together.items()}
@@ -165,7 +189,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads, of both")
-    asyncio.run(measure(parser.parse_args()))
+    arguments = parser.parse_args()
+    with running_service(arguments.bundle, arguments.threads) as address:
+        asyncio.run(measure(arguments, address))
 
 
 if __name__ == "__main__":
