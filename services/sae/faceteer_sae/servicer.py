@@ -32,6 +32,8 @@ R = TypeVar("R")
 
 _DEFAULT_DRIFTED, _MOST_DRIFTED = 8, 1000
 _LARGEST_HALF = 65504.0
+# 64 for a revision, 64 for a digest, and what joins them.
+_LONGEST_ID = 129
 # Decoder rows that are worth a thread switch; fewer are combined at once, on the event loop, in under a millisecond.
 _INLINE_ROWS = 2048
 
@@ -240,7 +242,8 @@ class SaeServicer(sae_pb2_grpc.SaeServiceServicer):
     def _by_id(self, embedding_id: str, record: Any, field: str) -> _Input:
         x = None if record is None else record.get("embeds")
         if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 1:
-            raise EmbeddingExpired(embedding_id)
+            # An error travels in metadata, which has a limit; an id of any length comes from outside.
+            raise EmbeddingExpired(embedding_id[:_LONGEST_ID])
         encoder_revision = embedding_id.rpartition("-")[0]
         if encoder_revision != self._identity.encoder_revision or x.shape != (self._sae.d_in,):
             raise RevisionMismatch("encoder", encoder_revision, self._identity.encoder_revision)
