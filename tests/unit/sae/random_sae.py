@@ -1,33 +1,16 @@
-"""Small random SAEs with an independent, dense, float64 implementation; a bundle of one, and a real server on it."""
+"""Small random SAEs, and an independent, dense, float64 implementation to hold them against."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc.aio
 import numpy as np
 import torch
-from faceteer.v1 import sae_pb2_grpc
-from faceteer_runtime.bundle import seal
-from faceteer_runtime.server import RunningServer, start
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.service import build
-from faceteer_sae.settings import SaeSettings
 from faceteer_sae.weights import SaeConfig
-from hypothesis import settings
 from safetensors.torch import save_file
-from tiny_bundle import EMBED_DIM, _write_sae
-
-sys.path.insert(0, str(Path(__file__).parent))
-# A busy machine is not a failing test.
-settings.register_profile("faceteer", deadline=None)
-settings.load_profile("faceteer")
-
 
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu")
 

@@ -1,4 +1,4 @@
-"""The SAE's arithmetic against numbers done by hand and an independent implementation; loading that believes nothing."""
+"""The SAE's arithmetic against numbers done by hand and an independent implementation; loading that trusts nothing."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_configuration_that_is_not_served_is_refused(tmp_path: Path, changes: 
     directory = write_sae(tmp_path / "sae", random_sae("standard"))
     config = json.loads((directory / "cfg.json").read_text())
     (directory / "cfg.json").write_text(json.dumps(config | changes))
-    with pytest.raises(BundleError, match="cfg.json") as error:
+    with pytest.raises(BundleError, match=r"cfg\.json") as error:
         SparseAutoencoder.load(directory)
     assert words in str(error.value)
 
