@@ -18,7 +18,7 @@ import torch
 from faceteer_runtime.errors import FaceteerError, ImageTooLarge, UnreadableImage
 from open_clip.transform import CenterCropOrPad, PreprocessCfg, ResizeKeepRatio, image_transform_v2
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms import CenterCrop, Resize
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _GEOMETRY = (Resize, CenterCrop, ResizeKeepRatio, CenterCropOrPad)
@@ -28,6 +28,10 @@ _LONGEST_STRIP = 32
 # JPEGs above this are decoded at 1/2, 1/4 or 1/8 of their size, but never below this many times the model's: a quarter
 # to a 64th of the memory and most of the time saved, for differences far below those of the JPEG itself.
 _DRAFT_PIXELS, _DRAFT_OVERSAMPLING = 16_000_000, 4
+_PILLOW = {
+    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
+    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
+}
 # What a field in an error is called before the servicer, which knows it, puts its own in.
 _FIELD = "image"
 
@@ -69,10 +73,7 @@ class Preprocessor:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_pixels(image.size, self._max_pixels)
-                if image.format == "JPEG" and image.width * image.height > _DRAFT_PIXELS:
-                    least = (self.size[1] * _DRAFT_OVERSAMPLING, self.size[0] * _DRAFT_OVERSAMPLING)
-                    image.draft(None, least)
-                return self._fit(_upright_rgb(image))
+                return self._fit(_upright_rgb(self._drafted(image)))
         except FaceteerError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -87,6 +88,21 @@ class Preprocessor:
         """Pictures, uint8 [height, width, 3] each, as the model's input, float32 [n, 3, height, width]."""
         batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         return batch.float().div_(255).sub_(self._mean).div_(self._std)
+
+    def _drafted(self, image: Image.Image) -> Image.Image:
+        """A very large JPEG, decoded at a fraction of its size and resized as the whole would be; others as is."""
+        resize = self._geometry[0]
+        ordinary = isinstance(resize, Resize) and isinstance(resize.size, int)
+        if image.format != "JPEG" or image.width * image.height <= _DRAFT_PIXELS or not ordinary:
+            return image
+        size, short = image.size, min(image.size)
+        least = resize.size * _DRAFT_OVERSAMPLING
+        drafted = image.draft(None, (least, least))
+        if drafted is None:
+            return image
+        # By the box, because the draft's own size is rounded up and would shift the picture by up to a pixel.
+        target = (int(resize.size * size[0] / short), int(resize.size * size[1] / short))
+        return image.resize(target, _PILLOW[resize.interpolation], box=drafted[1])
 
     def _fit(self, image: Image.Image) -> np.ndarray:
         if not self._squash:
