@@ -7,6 +7,10 @@ setting 1,800 fields one by one in Python would cost more than the edit itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from faceteer.v1 import edits_pb2, execution_pb2, tensor_pb2
@@ -16,10 +20,10 @@ from faceteer_sae.edits import Edited, Edits, Measured
 from faceteer_sae.features import LARGEST_VALUE, InputWarning
 from faceteer_sae.statistics import FeatureStatistics
 
+_EDIT_FIELDS = attrgetter("feature.index", "operation", "value", "unit")
 _VARINT, _LEN, _FIXED32 = 0, 2, 5
 # An outcome as it lies on the wire: tag and value in turn, a varint of 32 bits always in five bytes, so that all
 # outcomes have one length. Parsers take padded varints (protobuf.dev, "Encoding": the value is what counts).
-_OUTCOME_FLOATS = ("before", "requested", "before_scaled", "requested_scaled", "achieved", "achieved_scaled")
 
 
 def read_edits(edits: Sequence[edits_pb2.Edit]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -28,15 +32,11 @@ def read_edits(edits: Sequence[edits_pb2.Edit]) -> tuple[np.ndarray, np.ndarray,
     Raises:
         InvalidField: an edit names no feature, or one by its label.
     """
-    whole, values = [], []
-    for at, edit in enumerate(edits):
-        index = edit.feature.index
-        if index == 0:
-            _check_reference(edit.feature, f"edits[{at}].feature")
-        whole.append((index, edit.operation, edit.unit))
-        values.append(edit.value)
-    indices, operations, units = np.array(whole, dtype=np.int64).reshape(len(whole), 3).T
-    return indices, operations, np.array(values, dtype=np.float64), units
+    table = np.fromiter(chain.from_iterable(map(_EDIT_FIELDS, edits)), np.float64, 4 * len(edits)).reshape(-1, 4)
+    indices, operations, units = (table[:, column].astype(np.int64) for column in (0, 1, 3))
+    for at in np.flatnonzero(indices == 0).tolist():
+        _check_reference(edits[at].feature, f"edits[{at}].feature")
+    return indices, operations, table[:, 2], units
 
 
 def _check_reference(feature: edits_pb2.FeatureRef, field: str) -> None:
@@ -107,10 +107,10 @@ def write_report(
     if measured is not None:
         floats |= {"achieved": measured.achieved, "achieved_scaled": scaled(measured.achieved)}
     named = int(np.count_nonzero(edits.rival_of < 0))
-    report = edits_pb2.EditReport.FromString(
-        _outcomes(edits, floats, slice(0, named), rivals=False)
-        + _outcomes(edits, floats, slice(named, None), rivals=True)
-    )
+    wire = _outcomes(edits, floats, slice(0, named), rivals=False)
+    if named < len(edits.indices):
+        wire += _outcomes(edits, floats, slice(named, None), rivals=True)
+    report = edits_pb2.EditReport.FromString(wire)
     report.delta_norm, report.cosine = edited.delta_norm, edited.cosine
     report.warnings.extend(write_warnings(warnings))
     if measured is not None:
@@ -123,26 +123,37 @@ def write_report(
 
 def _outcomes(edits: Edits, floats: dict[str, np.ndarray], part: slice, *, rivals: bool) -> bytes:
     """``EditReport.outcomes`` for some of the edits, as wire bytes."""
-    fields = edits_pb2.EditOutcome.DESCRIPTOR.fields_by_name
     indices = edits.indices[part]
-    columns: list[tuple[int, str | tuple[str, int], np.ndarray]] = [
-        (_tag(fields["feature_index"].number, _VARINT), ("u1", 5), _varints(indices)),
-        (_tag(fields["operation"].number, _VARINT), "u1", edits.operations[part]),
-    ]
-    for name in _OUTCOME_FLOATS:
-        if name in floats:
-            columns.append((_tag(fields[name].number, _FIXED32), "<f4", floats[name][part]))
+    empty = _empty_outcome(tuple(floats), rivals)
+    table = np.full(len(indices), empty, empty.dtype)
+    table["feature_index"], table["operation"] = _varints(indices), edits.operations[part]
+    for name, values in floats.items():
+        table[name] = values[part]
     if rivals:
-        columns.append((_tag(fields["rival_of"].number, _VARINT), ("u1", 5), _varints(edits.rival_of[part])))
-    layout: list[tuple[str, str | tuple[str, int]]] = [("tag", "u1"), ("length", "u1")]
-    for at, (_, kind, _) in enumerate(columns):
-        layout += [(f"tag{at}", "u1"), (f"value{at}", kind)]
-    table = np.zeros(len(indices), dtype=np.dtype(layout))
-    outcomes = edits_pb2.EditReport.DESCRIPTOR.fields_by_name["outcomes"].number
-    table["tag"], table["length"] = _tag(outcomes, _LEN), table.dtype.itemsize - 2
-    for at, (tag, _, values) in enumerate(columns):
-        table[f"tag{at}"], table[f"value{at}"] = tag, values
+        table["rival_of"] = _varints(edits.rival_of[part])
     return table.tobytes()
+
+
+@cache
+def _empty_outcome(floats: tuple[str, ...], rivals: bool) -> np.ndarray:
+    """One outcome with its tags in place and its values, the dtype's fields of the message's own names, 0."""
+    kinds: dict[str, tuple[int, str | tuple[str, int]]] = {
+        "feature_index": (_VARINT, ("u1", 5)),
+        "operation": (_VARINT, "u1"),
+        **dict.fromkeys(floats, (_FIXED32, "<f4")),
+    }
+    if rivals:
+        kinds["rival_of"] = (_VARINT, ("u1", 5))
+    layout: list[Any] = [("tag", "u1"), ("length", "u1")]
+    for name, (_, value) in kinds.items():
+        layout += [(f"{name} tag", "u1"), (name, value) if isinstance(value, str) else (name, *value)]
+    outcome = np.zeros((), dtype=np.dtype(layout))
+    outcome["tag"] = _tag(edits_pb2.EditReport.DESCRIPTOR.fields_by_name["outcomes"].number, _LEN)
+    outcome["length"] = outcome.dtype.itemsize - 2
+    fields = edits_pb2.EditOutcome.DESCRIPTOR.fields_by_name
+    for name, (kind, _) in kinds.items():
+        outcome[f"{name} tag"] = _tag(fields[name].number, kind)
+    return outcome
 
 
 def _tag(number: int, kind: int) -> int:
