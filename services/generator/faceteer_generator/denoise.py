@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from faceteer_runtime.errors import FaceteerError
+from faceteer_runtime.errors import InvalidField
 
 from faceteer_generator.model import Decoder
+from faceteer_generator.previews import reduced
 from faceteer_generator.requests import Drawing
-from faceteer_generator.schedulers import DdimTable, ddim_step, estimate_clean, make_scheduler, takes_variance
+from faceteer_generator.schedulers import Schedulers, ddim_step, estimate_clean, takes_variance
 
 
-class PictureFailed(FaceteerError):
-    """Denoising left the numbers that can be drawn."""
+class PictureFailed(InvalidField):
+    """Denoising left the numbers that can be drawn; with weights that draw other pictures, the embeds are to blame."""
 
 
 class Picture:
@@ -36,17 +37,17 @@ class Picture:
         error: why this picture cannot go on, or None.
     """
 
-    def __init__(self, decoder: Decoder, drawing: Drawing) -> None:
+    def __init__(self, decoder: Decoder, schedulers: Schedulers, drawing: Drawing) -> None:
         self.drawing = drawing
         self.position = 0
         self.clean: torch.Tensor | None = None
         self.error: BaseException | None = None
         # On the CPU whatever the device, so that a seed means the same picture everywhere.
         self.generator = torch.Generator().manual_seed(drawing.seed)
-        self.scheduler: Any = make_scheduler(drawing.scheduler, decoder.scheduler_config, drawing.steps, decoder.device)
+        self.scheduler: Any = schedulers.fresh(drawing.scheduler, drawing.steps)
         self.timesteps: torch.Tensor = self.scheduler.timesteps
         self.takes_variance = takes_variance(self.scheduler)
-        self.ddim = DdimTable.of(self.scheduler) if drawing.scheduler == "ddim" else None
+        self.ddim = schedulers.ddim_table(drawing.steps) if drawing.scheduler == "ddim" else None
         shape = decoder.latents_shape(drawing.width, drawing.height)
         noise = torch.randn(shape, generator=self.generator, dtype=decoder.dtype).to(decoder.device)
         self.latents = noise * self.scheduler.init_noise_sigma
@@ -64,11 +65,12 @@ class Denoiser:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self._schedulers = Schedulers(decoder.scheduler_config, decoder.device)
 
     @torch.inference_mode()
     def begin(self, drawing: Drawing) -> Picture:
         """A picture of pure noise, before its first step."""
-        return Picture(self._decoder, drawing)
+        return Picture(self._decoder, self._schedulers, drawing)
 
     @torch.inference_mode()
     def step(self, pictures: Sequence[Picture], estimates: Sequence[bool] = ()) -> None:
@@ -112,8 +114,10 @@ class Denoiser:
             tables = [pictures[index].ddim for index in together]
             coefficients = torch.stack(
                 [table.values[pictures[i].position] for i, table in zip(together, tables, strict=True) if table]
-            ).to(latents.device, latents.dtype)
+            )
+            # In float32 whatever the models' precision: coefficients rounded to half would be seen.
             results = ddim_step(coefficients, self._decoder.prediction_type, outputs[rows, :channels], latents[rows])
+            results = results.to(latents.dtype)
             for index, result in zip(together, results.unsqueeze(1).unbind(), strict=True):
                 stepped[index] = result
         done_together = set(together)
@@ -137,8 +141,10 @@ class Denoiser:
             picture.position += 1
             if not drawable and picture.error is None:
                 picture.error = PictureFailed(
-                    f"the picture of seed {picture.drawing.seed} overflowed at step {picture.position}; its embeds or"
-                    " guidance are probably far outside the range that the decoder was trained for"
+                    "input",
+                    f"the picture of seed {picture.drawing.seed} overflowed at step {picture.position}: embeds of norm"
+                    f" {float(np.linalg.norm(picture.drawing.embeds.astype(np.float64))):.3g} are outside what the"
+                    " decoder was trained for",
                 )
 
     def _predict(self, pictures: list[Picture]) -> torch.Tensor:
@@ -160,10 +166,10 @@ class Denoiser:
         uncond, cond = output[: len(guided), :channels], output[len(guided) :]
         chosen = slice(None) if len(guided) == len(pictures) else guided
         scale = torch.tensor(
-            [pictures[index].drawing.guidance_scale for index in guided], dtype=output.dtype, device=output.device
+            [pictures[index].drawing.guidance_scale for index in guided], dtype=torch.float32, device=output.device
         ).view(-1, 1, 1, 1)
         # The variance stays that of the positive row.
-        cond[chosen, :channels] = uncond + scale * (cond[chosen, :channels] - uncond)
+        cond[chosen, :channels] = (uncond + scale * (cond[chosen, :channels] - uncond)).to(cond.dtype)
         return cond
 
     @torch.inference_mode()
@@ -174,6 +180,11 @@ class Denoiser:
         # Rounded in float32 on the CPU, as diffusers' numpy_to_pil does.
         pixels = image.cpu().permute(0, 2, 3, 1).float().numpy()
         return list((pixels * 255).round().astype("uint8"))
+
+    @torch.inference_mode()
+    def preview(self, estimates: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        """Small pixels of estimates of one size, each [1, c, h, w]: uint8 [h', w', 3], at most 128 a side."""
+        return self.decode([reduced(clean, self._decoder.scale) for clean in estimates])
 
 
 def _row(embeds: np.ndarray, decoder: Decoder) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, KandinskyV22Pipeline
 from faceteer_generator.denoise import Denoiser, Picture, PictureFailed
 from faceteer_generator.model import Decoder
+from faceteer_generator.previews import reduced
 from faceteer_generator.requests import Drawing
 from faceteer_generator.schedulers import CLASSES, DdimTable, ddim_step, estimate_clean, make_scheduler
 from tiny_bundle import EMBED_DIM
@@ -204,6 +205,34 @@ def test_every_scheduler_keeps_the_bundles_noise_schedule(decoder: Decoder) -> N
         assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
         assert scheduler.config.timestep_spacing == "trailing"
         assert len(scheduler.timesteps) == 4
+
+
+@pytest.mark.parametrize("steps", [60, 61, 62, 103, 122])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver_pp"])
+def test_no_number_of_steps_reads_the_noise_schedule_from_its_end(decoder: Decoder, name: str, steps: int) -> None:
+    # With "trailing" spacing diffusers appends a timestep -1 at 61, 103 and 122 steps.
+    scheduler = make_scheduler(name, decoder.scheduler_config, steps)
+    assert len(scheduler.timesteps) == scheduler.num_inference_steps == steps
+    assert int(scheduler.timesteps.min()) >= 0
+    if name == "dpm_solver_pp":
+        assert len(scheduler.sigmas) == steps + 1
+        assert (scheduler.sigmas.diff() < 0).all()
+
+
+def test_pictures_share_no_scheduler_state(denoiser: Denoiser) -> None:
+    first, second = (denoiser.begin(drawing(1, scheduler="dpm_solver_pp")) for _ in range(2))
+    denoiser.step([first])
+    assert second.scheduler.model_outputs == [None, None]
+    assert second.scheduler.step_index is None
+
+
+def test_a_preview_has_at_most_128_pixels_a_side() -> None:
+    latents = torch.arange(4 * 64 * 32, dtype=torch.float32).view(1, 4, 64, 32)
+    small = reduced(latents, 8)
+    assert small.shape == (1, 4, 16, 8)
+    assert torch.allclose(small[0, 0, 0, 0], latents[0, 0, :4, :4].mean())
+    assert reduced(latents, 2) is latents
+    assert reduced(torch.zeros(1, 4, 300, 10), 4).shape == (1, 4, 32, 4)
 
 
 def test_one_picture_that_overflows_fails_alone(denoiser: Denoiser) -> None:
