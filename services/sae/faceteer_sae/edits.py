@@ -9,6 +9,7 @@ Knows nothing of protobuf, of labels, or of how f(x) was come by.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -39,6 +40,11 @@ class Unit(IntEnum):
 
     SCALED = 1
     RAW = 2
+
+
+# As plain numbers: looking up an enum's member costs more than comparing hundreds of edits with it.
+_ADD, _SCALE, _ABLATE, _SWITCH = map(int, (Operation.ADD, Operation.SCALE, Operation.ABLATE, Operation.SWITCH))
+_RAW = int(Unit.RAW)
 
 
 class Edits(NamedTuple):
@@ -129,33 +135,35 @@ def check_edits(
     if k > max_edits:
         raise BatchTooLarge("edits", k, max_edits)
     _refuse_wrong(indices, operations, values, units, d_sae)
-    scale, ablate = operations == Operation.SCALE, operations == Operation.ABLATE
-    switch = operations == Operation.SWITCH
-    scaled = (units != Unit.RAW) & ~scale & ~ablate
-    terms = np.where(scale | ablate, 0.0, values)
-    if scaled.any() or switch.any():
+    kinds = set(operations.tolist())
+    # Each line below costs a microsecond, mostly for kinds of edits that are not among these: hence the questions.
+    unitless = [operations == kind for kind in (_SCALE, _ABLATE) if kind in kinds]
+    terms, scaled = values, units != _RAW
+    for mask in unitless:
+        terms, scaled = np.where(mask, 0.0, terms), scaled & ~mask
+    switch = operations == _SWITCH if _SWITCH in kinds else None
+    if switch is not None or scaled.any():
         if statistics is None:
-            _refuse_without_statistics(scaled, switch)
-        else:
-            p99 = statistics.p99[indices]
-            if (at := _first(scaled & (p99 == 0) & (values != 0))) is not None:
-                raise InvalidField(
-                    f"edits[{at}].unit",
-                    f"feature {indices[at]} never fired on the training corpus and has no SCALED unit; use RAW",
-                )
-            terms = np.where(scaled, terms * p99, terms)
-    factors = np.where(operations == Operation.ADD, 1.0, np.where(scale, values, 0.0))
-    if (at := _first((np.abs(terms) > LARGEST_VALUE) | (np.abs(factors) > LARGEST_VALUE))) is not None:
+            raise _without_statistics(scaled, switch)
+        p99 = statistics.p99[indices]
+        if not p99.all() and (at := _first(scaled & (p99 == 0) & (values != 0))) is not None:
+            raise InvalidField(
+                f"edits[{at}].unit",
+                f"feature {indices[at]} never fired on the training corpus and has no SCALED unit; use RAW",
+            )
+        terms = np.where(scaled, terms * p99, terms)
+    factors = (operations == _ADD).astype(np.float64) if _ADD in kinds else np.zeros(k)
+    if _SCALE in kinds:
+        factors = np.where(operations == _SCALE, values, factors)
+    if (at := _first(np.maximum(np.abs(terms), np.abs(factors)) > LARGEST_VALUE)) is not None:
         raise InvalidField(f"edits[{at}].value", f"{values[at]:.4g} is far beyond any activation; use a smaller value")
+    named = Edits(indices, operations, factors.astype(np.float32), terms.astype(np.float32), np.full(k, -1))
+    if switch is None or statistics is None:
+        return named
     rivals, rival_of = _rivals(indices, switch, statistics)
-    zeros = np.zeros(len(rivals))
-    return Edits(
-        np.concatenate([indices, rivals]),
-        np.concatenate([operations, np.full(len(rivals), int(Operation.ABLATE))]),
-        np.concatenate([factors, zeros]).astype(np.float32),
-        np.concatenate([terms, zeros]).astype(np.float32),
-        np.concatenate([np.full(k, -1), rival_of]),
-    )
+    zeros = np.zeros(len(rivals), np.float32)
+    ablated = Edits(rivals, np.full(len(rivals), _ABLATE), zeros, zeros, rival_of)
+    return Edits(*map(np.concatenate, zip(named, ablated, strict=True)))
 
 
 def apply_edits(sae: SparseAutoencoder, x: np.ndarray, edits: Edits, before: np.ndarray) -> Edited:
@@ -176,7 +184,8 @@ def apply_edits(sae: SparseAutoencoder, x: np.ndarray, edits: Edits, before: np.
     if not (np.abs(edited) <= LARGEST_VALUE).all():
         at = int(np.argmax(np.abs(requested - before)))
         raise InvalidField(f"edits[{at}].value", "the edits lead out of all bounds; use smaller values")
-    return Edited(edited, before, requested, float(np.linalg.norm(delta.astype(np.float64))), cosine(x, edited))
+    wide = delta.astype(np.float64)
+    return Edited(edited, before, requested, math.sqrt(wide @ wide), cosine(x, edited))
 
 
 def measure(before: FeatureActivations, after: FeatureActivations, edited: np.ndarray, max_drifted: int) -> Measured:
@@ -215,17 +224,23 @@ def edit_warnings(edits: Edits, edited: Edited, statistics: FeatureStatistics | 
 def _refuse_wrong(
     indices: np.ndarray, operations: np.ndarray, values: np.ndarray, units: np.ndarray, d_sae: int
 ) -> None:
-    if (at := _first((indices < 0) | (indices >= d_sae))) is not None:
-        unknown = UnknownFeature(f"edits[{at}].feature: no feature {indices[at]}; indices are below {d_sae}")
-        unknown.field = f"edits[{at}].feature"
-        raise unknown
-    if (at := _first((operations < Operation.SET) | (operations > Operation.SWITCH))) is not None:
-        raise InvalidField(f"edits[{at}].operation", "must be SET, ADD, SCALE, ABLATE or SWITCH")
-    if (at := _first((units < 0) | (units > Unit.RAW))) is not None:
-        raise InvalidField(f"edits[{at}].unit", "must be SCALED or RAW")
-    if (at := _first(~np.isfinite(values))) is not None:
-        raise InvalidField(f"edits[{at}].value", f"must be finite, not {values[at]}")
-    if (at := _first((operations == Operation.ABLATE) & (values != 0))) is not None:
+    ablates = (operations == _ABLATE) & (values != 0)
+    outside = (indices < 0) | (indices >= d_sae)
+    unknown_operation = (operations < 1) | (operations > _SWITCH)
+    unknown_unit = (units < 0) | (units > _RAW)
+    infinite = ~np.isfinite(values)
+    if (outside | unknown_operation | unknown_unit | infinite | ablates).any():
+        if (at := _first(outside)) is not None:
+            unknown = UnknownFeature(f"edits[{at}].feature: no feature {indices[at]}; indices are below {d_sae}")
+            unknown.field = f"edits[{at}].feature"
+            raise unknown
+        if (at := _first(unknown_operation)) is not None:
+            raise InvalidField(f"edits[{at}].operation", "must be SET, ADD, SCALE, ABLATE or SWITCH")
+        if (at := _first(unknown_unit)) is not None:
+            raise InvalidField(f"edits[{at}].unit", "must be SCALED or RAW")
+        if (at := _first(infinite)) is not None:
+            raise InvalidField(f"edits[{at}].value", f"must be finite, not {values[at]}")
+        at = _first(ablates)
         raise InvalidField(f"edits[{at}].value", "ABLATE sets the activation to 0; leave value out, or use SET")
     if len(set(indices.tolist())) < len(indices):
         seen: dict[int, int] = {}
@@ -237,26 +252,22 @@ def _refuse_wrong(
             seen[index] = at
 
 
-def _refuse_without_statistics(scaled: np.ndarray, switch: np.ndarray) -> None:
-    if (at := _first(switch)) is not None:
-        raise NotInBundle("feature_statistics", f"edits[{at}]: SWITCH needs feature statistics; this bundle has none")
-    at = _first(scaled)
-    raise NotInBundle(
-        "feature_statistics", f"edits[{at}]: SCALED needs feature statistics, which this bundle lacks; use RAW"
-    )
+def _without_statistics(scaled: np.ndarray, switch: np.ndarray | None) -> NotInBundle:
+    if switch is not None:
+        why = f"edits[{_first(switch)}]: SWITCH needs feature statistics; this bundle has none"
+    else:
+        why = f"edits[{_first(scaled)}]: SCALED needs feature statistics, which this bundle lacks; use RAW"
+    return NotInBundle("feature_statistics", why)
 
 
-def _rivals(
-    indices: np.ndarray, switch: np.ndarray, statistics: FeatureStatistics | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _rivals(indices: np.ndarray, switch: np.ndarray, statistics: FeatureStatistics) -> tuple[np.ndarray, np.ndarray]:
     """Rivals to ablate, each once, and whose they are (the first SWITCH's). One edited by name keeps its own edit."""
     found: dict[int, int] = {}
-    if statistics is not None and switch.any():
-        named = set(indices.tolist())
-        for index in indices[switch].tolist():
-            for rival in statistics.rivals(index).tolist():
-                if rival not in named:
-                    found.setdefault(rival, index)
+    named = set(indices.tolist())
+    for index in indices[switch].tolist():
+        for rival in statistics.rivals(index).tolist():
+            if rival not in named:
+                found.setdefault(rival, index)
     return np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.int64)
 
 

@@ -5,6 +5,7 @@ Knows nothing of how the features were found or where they are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -72,8 +73,8 @@ def encode(sae: SparseAutoencoder, statistics: FeatureStatistics | None, x: list
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """cos(a, b); 0 where one of them has no length."""
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-    length = float(np.linalg.norm(wide_a) * np.linalg.norm(wide_b))
-    return float(np.clip(wide_a @ wide_b / length, -1.0, 1.0)) if length > 0 else 0.0
+    length = math.sqrt((wide_a @ wide_a) * (wide_b @ wide_b))
+    return max(-1.0, min(1.0, float(wide_a @ wide_b) / length)) if length > 0 else 0.0
 
 
 def strongest(
