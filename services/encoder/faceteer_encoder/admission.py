@@ -28,12 +28,12 @@ class Room:
         return self._taken
 
     def take(self, items: int) -> None:
-        """Takes places for a call's items; when nothing is under way, for however many.
+        """Takes places for a call's items: any number when nothing is under way, none at any time.
 
         Raises:
             QueueFull: there is no room, with an estimate of when there will be.
         """
-        if self._taken > 0 and self._taken + items > self._limit:
+        if items > 0 and self._taken > 0 and self._taken + items > self._limit:
             raise QueueFull(max(_LEAST_RETRY_S, self._taken * self._item_s))
         self._taken += items
 

@@ -88,8 +88,8 @@ def load_encoder(
         embed_dim = int(model_cfg["embed_dim"])
         preprocessor = Preprocessor(preprocess_cfg, max_bytes=max_image_bytes, max_pixels=max_image_pixels)
         model = _load_weights(model_cfg, directory / WEIGHTS)
-    except FileNotFoundError as error:
-        raise BundleError(f"{error.filename or path}: missing") from None
+    except FileNotFoundError:
+        raise BundleError(f"{path}: missing") from None
     except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise BundleError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from None
     tokenizer = None
@@ -109,6 +109,8 @@ def _load_weights(model_cfg: dict[str, Any], path: Path) -> nn.Module:
     """The towers with their weights; strict: a missing, unknown, misshapen or NaN tensor is an error."""
     try:
         weights = load_file(path)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: missing") from None
     except SafetensorError as error:
         raise BundleError(f"{path}: not a readable safetensors file ({error})") from None
     for name, tensor in weights.items():
