@@ -1,0 +1,78 @@
+"""Both ways to run, one after the other: every contract test passes against each, through one address."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+import pytest
+from compose_processes import ComposeProcesses, free_port
+from faceteer.v1 import (
+    encoder_pb2_grpc,
+    generator_pb2_grpc,
+    library_pb2_grpc,
+    sae_pb2_grpc,
+    studio_pb2_grpc,
+)
+
+from faceteer_runtime.healthcheck import check
+
+
+def start_all_in_one(bundle: Path, directory: Path, *flags: str, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Starts ``python -m faceteer_studio --all-in-one`` and returns the process and its address once it serves."""
+    directory.mkdir(parents=True, exist_ok=True)
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "faceteer_studio", "--all-in-one", "--listen", address, "--bundle", str(bundle)]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FACETEER_")}
+    with (directory / "all-in-one.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--reflection", *flags],
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            env={**inherited, "OMP_NUM_THREADS": "1", "FACETEER_LIBRARY_LABELS_PATH": str(directory / "labels.sqlite")}
+            | environment,
+        )
+    deadline = time.monotonic() + 90
+    while check(address) != "SERVING":
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError((directory / "all-in-one.log").read_text()[-3000:])
+        time.sleep(0.1)
+    return process, address
+
+
+def stubs(address: str) -> SimpleNamespace:
+    """A channel to ``address`` and a stub of each service on it."""
+    channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", 64 << 20)])
+    return SimpleNamespace(
+        address=address,
+        channel=channel,
+        encoder=encoder_pb2_grpc.EncoderServiceStub(channel),
+        sae=sae_pb2_grpc.SaeServiceStub(channel),
+        generator=generator_pb2_grpc.GeneratorServiceStub(channel),
+        library=library_pb2_grpc.LibraryServiceStub(channel),
+        studio=studio_pb2_grpc.StudioServiceStub(channel),
+    )
+
+
+@pytest.fixture(scope="session", params=["all-in-one", "compose"])
+def server(
+    request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
+    """Stubs of a running server: first the all-in-one process, then docker-compose.yml's services with Redis."""
+    directory = tmp_path_factory.mktemp(request.param)
+    if request.param == "all-in-one":
+        process, address = start_all_in_one(tiny_bundle, directory)
+        yield stubs(address)
+        process.terminate()
+        assert process.wait(30) == 0
+    else:
+        with ComposeProcesses(tiny_bundle, directory) as stack:
+            yield stubs(stack.address)
