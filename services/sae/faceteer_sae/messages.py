@@ -86,13 +86,14 @@ def write_warnings(warnings: Iterable[InputWarning]) -> list[execution_pb2.Warni
 
 
 def write_report(
+    report: edits_pb2.EditReport,
     edits: Edits,
     edited: Edited,
     measured: Measured | None,
     statistics: FeatureStatistics | None,
     warnings: Iterable[InputWarning],
-) -> edits_pb2.EditReport:
-    """What edits did: named edits in order, then the rivals that SWITCHes turned off."""
+) -> None:
+    """Writes what edits did into ``report``: named edits in order, then the rivals that SWITCHes turned off."""
     none = np.zeros(len(edits.indices), np.float32)
 
     def scaled(values: np.ndarray) -> np.ndarray:
@@ -110,7 +111,7 @@ def write_report(
     wire = _outcomes(edits, floats, slice(0, named), rivals=False)
     if named < len(edits.indices):
         wire += _outcomes(edits, floats, slice(named, None), rivals=True)
-    report = edits_pb2.EditReport.FromString(wire)
+    report.MergeFromString(wire)
     report.delta_norm, report.cosine = edited.delta_norm, edited.cosine
     report.warnings.extend(write_warnings(warnings))
     if measured is not None:
@@ -118,7 +119,6 @@ def write_report(
         moves = (measured.drifted.tolist(), measured.drifted_before.tolist(), measured.drifted_after.tolist())
         for index, before, after in zip(*moves, strict=True):
             report.drifted.add(feature_index=index, before=before, after=after)
-    return report
 
 
 def _outcomes(edits: Edits, floats: dict[str, np.ndarray], part: slice, *, rivals: bool) -> bytes:

@@ -209,7 +209,10 @@ class SparseAutoencoder:
 
 
 def _take(matrix: torch.Tensor, indices: np.ndarray) -> np.ndarray:
-    """Rows of a CPU matrix as float32. By torch, which converts float16 six times faster than numpy."""
+    """Rows of a CPU matrix as float32."""
+    if matrix.dtype == torch.float32:
+        rows: np.ndarray = matrix.numpy()[indices]
+        return rows
+    # By torch, which converts float16 six times faster than numpy.
     with torch.inference_mode():
-        rows = matrix.index_select(0, torch.as_tensor(np.asarray(indices, dtype=np.int64)))
-        return rows.float().numpy()
+        return matrix.index_select(0, torch.as_tensor(np.asarray(indices, dtype=np.int64))).float().numpy()

@@ -160,11 +160,12 @@ class SaeServicer(sae_pb2_grpc.SaeServiceServicer):
         norm = known.norm if known is not None else float(np.linalg.norm(source.x.astype(np.float64)))
         warnings = input_warnings(self._sae.config.metadata, norm, known.l0 if known is not None else None)
         warnings += editing.edit_warnings(edits, edited, self._statistics)
-        return sae_pb2.EditEmbedsResponse(
-            embedding=self._keep(edited.x, request.element_type),
-            report=write_report(edits, edited, measured, self._statistics, warnings),
-            execution=self._execution(ran, cache_us),
+        answer = sae_pb2.EditEmbedsResponse(
+            embedding=self._keep(edited.x, request.element_type), execution=self._execution(ran, cache_us)
         )
+        # In place: as an argument, a report of hundreds of outcomes would be copied.
+        write_report(answer.report, edits, edited, measured, self._statistics, warnings)
+        return answer
 
     async def DiffFeatures(self, request: sae_pb2.DiffFeaturesRequest, context: Any) -> sae_pb2.DiffFeaturesResponse:
         if request.max_edits > self._max_edits:

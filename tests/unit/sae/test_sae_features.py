@@ -142,4 +142,6 @@ def test_a_report_written_in_bulk_is_the_report_written_field_by_field(
         expected.measured, expected.drift = True, 0.25
         expected.drifted.add(feature_index=3, before=1.5, after=2.5)
     expected.warnings.add(code="CODE", message="words")
-    assert write_report(edits, edited, measured, None, [InputWarning("CODE", "words")]) == expected
+    report = edits_pb2.EditReport()
+    write_report(report, edits, edited, measured, None, [InputWarning("CODE", "words")])
+    assert report == expected
