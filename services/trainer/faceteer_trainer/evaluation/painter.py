@@ -37,11 +37,15 @@ def _paint(embeds: npt.NDArray[np.float32], seeds: list[int], steps: int) -> npt
 
 
 class Painter:
-    """A pool of decoders; use it in a with statement."""
+    """A pool of decoders; use it in a with statement. Without workers it paints in this process."""
 
     def __init__(self, directory: Path, steps: int, workers: int = 2, batch: int = 32) -> None:
         self.steps, self.batch = steps, batch
-        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_load, initargs=(str(directory),))
+        self.pool: ProcessPoolExecutor | None = None
+        if workers:
+            self.pool = ProcessPoolExecutor(workers, get_context("spawn"), None, _load, (str(directory),))
+        else:
+            _load(str(directory))
 
     def __enter__(self) -> Painter:
         return self
@@ -49,11 +53,14 @@ class Painter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.pool.shutdown()
+        if self.pool:
+            self.pool.shutdown()
 
     def __call__(self, embeds: torch.Tensor, seeds: list[int]) -> npt.NDArray[np.uint8]:
         """Pictures uint8 [n, 64, 64, 3] of embeds [n, d]."""
-        rows = embeds.float().numpy()
+        rows = embeds.detach().float().numpy()
         cuts = [slice(start, start + self.batch) for start in range(0, len(rows), self.batch)]
+        if self.pool is None:
+            return np.concatenate([_paint(rows[cut], seeds[cut], self.steps) for cut in cuts])
         jobs = [self.pool.submit(_paint, rows[cut], seeds[cut], self.steps) for cut in cuts]
         return np.concatenate([job.result() for job in jobs])

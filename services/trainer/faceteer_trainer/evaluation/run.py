@@ -43,13 +43,14 @@ class EvaluationSettings:
     judge_steps: int = 900
     train_pictures: int = 10_000
     test_pictures: int = 4_000
-    pool: int = 320         # pictures that are edited
+    pool: int = 240         # pictures that are edited
     per_value: int = 30     # of them, edited towards each factor value
-    per_value_sweep: int = 10
+    per_value_control: int = 12  # for the wrong sign and for ablation
+    per_value_sweep: int = 4
     sweep: tuple[float, ...] = (0.25, 0.5, 1.5, 2.0)
-    transfers: int = 160
-    stacks: int = 80
-    steps: int = 12
+    transfers: int = 120
+    stacks: int = 60
+    steps: int = 10
     workers: int = 2
 
 
@@ -58,7 +59,7 @@ def _embed(bundle: LoadedBundle, corpus: Corpus) -> Embedded:
 
 
 def _prepare_judge(runs: Path, settings: EvaluationSettings) -> Judge:
-    corpus = draw_corpus(runs / "judge-corpus", settings.judge_pictures, JUDGE_SEED, settings.workers)
+    corpus = draw_corpus(runs / "judge-corpus", settings.judge_pictures, JUDGE_SEED, max(settings.workers, 1))
     return train_judge(corpus, runs, Budget(steps=settings.judge_steps))
 
 
@@ -102,7 +103,9 @@ def measure_steering(steering: Steering, settings: EvaluationSettings) -> dict[s
     """Every arm, the sweep, transfer and stacking."""
     results: dict[str, Any] = {"new_noise": steering.new_noise_keeps(), "arms": {}, "sweep": {}}
     for arm in ("switch", "set", "means", "wrong_sign", "random", "ablate"):
-        trials = steering.run_arm(arm, settings.per_value)
+        few = arm in ("wrong_sign", "ablate")
+        trials = steering.run_arm(arm, settings.per_value_control if few else settings.per_value)
+        print(f"steering: {arm} done", flush=True)
         results["arms"][arm] = _by_arm(trials)
         results["arms"][arm]["reached_where_auc_95"] = _selective(trials, steering.best)
         if arm == "switch":
@@ -150,8 +153,8 @@ def evaluate(directory: Path, runs: Path | None = None, settings: EvaluationSett
     started = time.monotonic()
     bundle = load_bundle(directory)
     judge = _prepare_judge(runs, settings)
-    train = _embed(bundle, draw_corpus(runs / "train", settings.train_pictures, TRAIN_SEED, settings.workers))
-    test = _embed(bundle, draw_corpus(runs / "test", settings.test_pictures, TEST_SEED, settings.workers))
+    train = _embed(bundle, draw_corpus(runs / "train", settings.train_pictures, TRAIN_SEED, max(settings.workers, 1)))
+    test = _embed(bundle, draw_corpus(runs / "test", settings.test_pictures, TEST_SEED, max(settings.workers, 1)))
     judged = judge_pictures(judge, test.pictures)
     ceiling = accuracy_by_factor(judged, test.codes)
     print("the judge on held-out renders:", json.dumps(ceiling), flush=True)

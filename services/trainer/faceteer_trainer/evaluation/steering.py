@@ -111,6 +111,8 @@ class Steering:
 
     def _treat(self, arm: str, value: ValueFeature, rows: npt.NDArray[np.int64], scaled: float) -> torch.Tensor:
         embeds = self.pool.embeds[rows]
+        if len(rows) == 0:
+            return embeds
         if arm in ("set", "switch"):
             return self._edit(rows, [Edit(value.feature, scaled, arm == "switch")])
         if arm == "wrong_sign":

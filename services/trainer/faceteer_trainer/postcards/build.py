@@ -33,11 +33,11 @@ class Preset:
     corpus: int = 60_000
     held_out: int = 8_000
     library: int = 24_000
-    clip: Budget = field(default_factory=lambda: Budget(minutes=10))
+    clip: Budget = field(default_factory=lambda: Budget(minutes=16.5))
     movq: Budget = field(default_factory=lambda: Budget(minutes=17))
     sharpen: Budget = field(default_factory=lambda: Budget(minutes=14))
     unet: Budget = field(default_factory=lambda: Budget(minutes=66))
-    sae: Budget = field(default_factory=lambda: Budget(steps=5000))
+    sae: Budget = field(default_factory=lambda: Budget(steps=3000))
     clip_settings: ClipSettings = field(default_factory=ClipSettings)
     movq_settings: MovqSettings = field(default_factory=MovqSettings)
     unet_settings: UnetSettings = field(default_factory=UnetSettings)

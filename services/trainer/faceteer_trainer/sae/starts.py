@@ -23,8 +23,8 @@ class Starts(NamedTuple):
 
 @torch.no_grad()
 def skewed_directions(
-    embeds: torch.Tensor, most: int, seed: int = 0, tries: int = 768, rounds: int = 60, sample: int = 20_000,
-    explained: float = 0.98, least_skewness: float = 0.3,
+    embeds: torch.Tensor, most: int, seed: int = 0, tries: int = 512, rounds: int = 60, sample: int = 16_000,
+    explained: float = 0.98, least_skewness: float = 0.3, shift: float = 1.0,
 ) -> Starts:  # fmt: skip
     """Up to `most` distinct directions of locally greatest skewness in embeds [m, d].
 
@@ -40,9 +40,12 @@ def skewed_directions(
     rank = int((values.cumsum(0) / values.sum() < explained).sum()) + 1
     whiten = vectors[:, :rank] / values[:rank].sqrt()  # [d, r]
     z = x @ whiten
-    w = torch.nn.functional.normalize(torch.randn(rank, tries, generator=generator, dtype=torch.float64), dim=0)
+    # from near neighbours' differences: a random start in many dimensions would miss the less skewed features
+    w = neighbour_directions(embeds, tries, 5, seed).double() @ whiten
+    w = torch.nn.functional.normalize(w, dim=-1).T
     for _ in range(rounds):
-        w = torch.nn.functional.normalize(z.T @ (z @ w).square() / len(z), dim=0)
+        # the added w keeps the ascent from leaping between neighbouring maxima (Kolda and Mayo 2011)
+        w = torch.nn.functional.normalize(z.T @ (z @ w).square() / len(z) + shift * w, dim=0)
     skewness = (z @ w).pow(3).mean(0)
     chosen: list[int] = []
     for candidate in skewness.argsort(descending=True).tolist():

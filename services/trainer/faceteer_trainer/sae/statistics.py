@@ -11,13 +11,15 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
+STRONG = 0.3  # of its own p99: a feature that only flickers does not count as firing together with another
+
 
 class FeatureStatistics(NamedTuple):
     """One row a feature, n features."""
 
     firing_share: torch.Tensor     # f32 [n]: the share of pictures in which it fires
     p99: torch.Tensor              # f32 [n]: 99th percentile of its activation where it fires; 0 if it never does
-    rivals_offsets: torch.Tensor   # i64 [n + 1]: row i's rivals are indices[offsets[i] : offsets[i + 1]]
+    rivals_offsets: torch.Tensor   # i64 [n + 1]: feature i's rivals are indices[offsets[i] : offsets[i + 1]]
     rivals_indices: torch.Tensor   # i32
 
     def rivals(self, feature: int) -> list[int]:
@@ -49,7 +51,7 @@ def measure_features(features: torch.Tensor) -> FeatureStatistics:
         torch.quantile(column[column > 0], 0.99) if bool((column > 0).any()) else column.new_zeros(())
         for column in features.T
     ]).float()  # fmt: skip
-    rivals = find_rivals(fires)
+    rivals = find_rivals(features > STRONG * p99.clamp_min(1e-9))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), rivals.sum(1).cumsum(0)])
     return FeatureStatistics(fires.float().mean(0), p99, offsets, rivals.nonzero()[:, 1].to(torch.int32))
 

@@ -20,25 +20,24 @@ from faceteer_trainer.training import Budget, Run, learning_rate, set_rate, step
 class SaeSettings:
     """`k` is the mean number of features that fire for a picture.
 
-    In training it falls from `start_k` to `low_k` until `anneal` of the budget is used: a wide start lets latents find
-    their directions, the narrow pass makes them exclusive. Then it is `k`, and latents that have died are set onto what
-    is still unexplained.
+    In training it falls from `start_k` to `low_k` until `anneal` of the budget is used, which makes latents exclusive;
+    then it is `k`, and latents that have died are set onto what is still unexplained.
 
     `prefixes`: shares of the dictionary that must reconstruct on their own (Matryoshka; Bussmann et al. 2025), so that
     the first latents stay general instead of splitting into conjunctions.
     """
 
     d_sae: int = 128
-    k: float = 13.0
+    k: float = 10.0
     batch: int = 512
-    peak_rate: float = 2e-3
+    peak_rate: float = 1e-3
     aux_k: int = 16
     aux_weight: float = 1 / 32
     dead_after: int = 50  # steps without firing
     prefixes: tuple[float, ...] = (0.5, 1.0)
-    start_k: float = 16.0
-    low_k: float = 8.5
-    anneal: float = 0.6
+    start_k: float = 12.0
+    low_k: float = 10.0
+    anneal: float = 0.3
     wake_every: int = 200  # steps between looks for dead latents, after the anneal and until 75 % of the budget
     skewed: bool = True   # first directions of the first half of the latents: see `starts`
     neighbour: int = 5    # first directions lead to each picture from its neighbour of this rank; 0: random ones
@@ -72,15 +71,20 @@ def scheduled_k(settings: SaeSettings, progress: float) -> float:
 
 @torch.no_grad()
 def _wake(
-    model: SparseAutoencoder, optimizer: torch.optim.Optimizer, dead: torch.Tensor, residual: torch.Tensor
-) -> None:
-    """Point dead latents [n] at the residuals [b, d] that are longest, with fresh optimiser moments."""
+    model: SparseAutoencoder, optimizer: torch.optim.Optimizer, dead: torch.Tensor, x: torch.Tensor,
+    residual: torch.Tensor,
+) -> None:  # fmt: skip
+    """Point dead latents [n] at the longest residuals [b, d] of x [b, d], with fresh optimiser moments.
+
+    Their bias lets each fire for three in a hundred pictures: one that fires for all would upset what is learnt.
+    """
     indices = dead.nonzero().flatten()[: len(residual)]
     if len(indices) == 0:
         return
     rows = residual.norm(dim=-1).topk(len(indices)).indices
     directions = torch.nn.functional.normalize(residual[rows], dim=-1)
-    model.W_dec[indices], model.W_enc[:, indices], model.b_enc[indices] = directions, directions.T, 0.0
+    bias = -((x - model.b_dec) @ directions.T).quantile(0.97, dim=0)
+    model.W_dec[indices], model.W_enc[:, indices], model.b_enc[indices] = directions, directions.T, bias
     for parameter, index in ((model.W_dec, indices), (model.W_enc, (slice(None), indices)), (model.b_enc, indices)):
         for moment in ("exp_avg", "exp_avg_sq"):
             optimizer.state[parameter][moment][index] = 0.0
@@ -134,7 +138,7 @@ def train_sae(
         optimizer.step()
         model.normalise_decoder()
         if settings.anneal < run.progress < 0.75 and step % settings.wake_every == 0:
-            _wake(model, optimizer, dead, (x - output).detach())
+            _wake(model, optimizer, dead, x, (x - output).detach())
             silent.steps[dead] = 0
         if step % log_every == 0:
             run.log(unexplained=whole.item(), dead=float(dead.sum()))
