@@ -1,0 +1,56 @@
+"""Every service in one process on one port: the same servicers and wiring, with calls between them in memory.
+
+Knows nothing of any service beyond its ``build``. The plain front door never imports this, so its container needs no
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import faceteer_encoder.service
+import faceteer_generator.service
+import faceteer_library.service
+import faceteer_sae.service
+from faceteer_encoder.settings import EncoderSettings
+from faceteer_generator.settings import GeneratorSettings
+from faceteer_library.settings import LibrarySettings
+from faceteer_runtime.server import run
+from faceteer_runtime.service import Resources, Service
+from faceteer_runtime.settings import ServiceSettings, parse_together
+from faceteer_sae.settings import SaeSettings
+
+from faceteer_studio.service import studio
+from faceteer_studio.settings import AllInOneSettings
+from faceteer_studio.upstreams import LocalUpstream, Upstreams
+
+_PARTS = {
+    "encoder": (faceteer_encoder.service.build, EncoderSettings),
+    "sae": (faceteer_sae.service.build, SaeSettings),
+    "generator": (faceteer_generator.service.build, GeneratorSettings),
+    "library": (faceteer_library.service.build, LibrarySettings),
+}
+
+
+def build_with(settings: Sequence[ServiceSettings], resources: Resources) -> list[Service]:
+    """All five services; ``settings`` are those of encoder, SAE, generator and library, in this order."""
+    services = {
+        name: build(Resources(own, resources.bundle, resources.cache, resources.metrics, resources.address))
+        for (name, (build, _)), own in zip(_PARTS.items(), settings, strict=True)
+    }
+    upstreams = Upstreams(**{name: LocalUpstream(name, service.register) for name, service in services.items()})
+    # The studio last: it serves when the others have warmed up.
+    return [*services.values(), studio(resources, upstreams)]
+
+
+def build(resources: Resources) -> list[Service]:
+    """All five services, each with its settings from the environment and what it shares with the process'."""
+    return build_with([settings.from_other(resources.settings) for _, settings in _PARTS.values()], resources)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves until told to stop. Every service's flags are understood."""
+    own, *others = parse_together((AllInOneSettings, *(settings for _, settings in _PARTS.values())), argv)
+    # What they share follows the process: one address, one bundle, one cache.
+    shared = {name: getattr(own, name) for name in ServiceSettings.model_fields}
+    run(own, lambda resources: build_with([each.model_copy(update=shared) for each in others], resources))
