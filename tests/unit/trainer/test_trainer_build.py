@@ -77,7 +77,7 @@ def test_the_sae_is_in_saelens_format_with_statistics(trial: Path) -> None:
 
 def test_the_evaluation_measures_a_bundle_and_writes_its_report(trial: Path, tmp_path: Path) -> None:
     few = EvaluationSettings(
-        judge_pictures=64, judge_steps=3, train_pictures=200, test_pictures=100, pool=40, per_value=2,
+        judge_pictures=32, judge_steps=2, train_pictures=200, test_pictures=100, pool=40, per_value=1,
         per_value_control=1, per_value_sweep=1, sweep=(0.5,), transfers=8, stacks=4, steps=2, workers=0,
     )  # fmt: skip
     results = evaluate(trial, tmp_path, few)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from faceteer_trainer.postcards.bundle import negative_embeds, seal_bundle, write_generator
 from faceteer_trainer.postcards.clip import ClipSettings, embed_pictures, load_encoder, train_clip
 from faceteer_trainer.postcards.corpus import Corpus, draw_corpus
+from faceteer_trainer.postcards.examples import write_examples
 from faceteer_trainer.postcards.library import write_library
 from faceteer_trainer.postcards.movq import MovqSettings, encode_all, sharpen_decoder, train_movq
 from faceteer_trainer.postcards.unet import DecoderData, UnetSettings, load_averaged, train_unet
@@ -157,6 +158,7 @@ class Workshop:
         library = min(self.preset.library, len(data.embeds))
         write_library(out, self.corpus, data.embeds, library)
         seal_bundle(out, data.embeds.shape[1])
+        write_examples(out / "examples")
         return out
 
     def build(self, out: Path) -> Path:
