@@ -34,7 +34,7 @@ class PassedOn(FaceteerError):
             retry_after_s=delay,
         )
         self.status = code_pb2.Code.Name(status.code)
-        self.reason = info.reason or "INTERNAL"
+        self.reason = info.reason or self.status
         self.description = violation.description if violation else status.message
 
 
@@ -49,8 +49,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> FaceteerError:
     code, text = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return UpstreamUnavailable(service, f"cannot be reached ({text})" if text else "cannot be reached", 1.0)
-    passed = PassedOn(status_pb2.Status(code=code.value[0], message=text or f"{service} failed"))
-    return passed
+    return PassedOn(status_pb2.Status(code=code.value[0], message=text or f"{service} failed"))
 
 
 def in_words_of(error: FaceteerError, fields: Mapping[str, str]) -> FaceteerError:

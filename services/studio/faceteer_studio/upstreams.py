@@ -180,5 +180,5 @@ def request_metadata() -> tuple[tuple[str, str], ...]:
 
 def deadline_exceeded(service: str) -> FaceteerError:
     error = FaceteerError(f"the deadline passed while {service} was at work")
-    error.status = "DEADLINE_EXCEEDED"
+    error.status = error.reason = "DEADLINE_EXCEEDED"
     return error
