@@ -1,0 +1,176 @@
+"""Pictures a second: the encoder service at saturation against the same model called in a loop at its best batch size.
+
+Knows nothing of training: weights are random (timing does not care) unless a bundle is given. The service gets whole
+JPEG files over gRPC and decodes them; the loop gets finished pixels, so what is measured is all that the service adds.
+Both take turns within seconds of each other, and each ratio is one turn's, for a busy machine changes by the minute.
+
+Usage: ``python benchmarks/encoder_throughput.py [--bundle DIRECTORY] [--pictures 128] [--side 320]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import grpc.aio
+import numpy as np
+import open_clip
+import torch
+import uvloop
+from faceteer.v1 import encoder_pb2, encoder_pb2_grpc
+from faceteer_encoder.model import load_encoder
+from faceteer_runtime.bundle import seal
+from PIL import Image
+from safetensors.torch import save_file
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+TURNS = 3
+# ViT-S/32 at 224 px: large enough that the model is the work, small enough for two cores and a minute.
+VISION = {"image_size": 224, "layers": 12, "width": 384, "head_width": 64, "patch_size": 32}
+
+
+def random_bundle(directory: Path) -> Path:
+    """A random ViT-S/32 alone in a bundle."""
+    encoder = directory / "encoder"
+    encoder.mkdir(parents=True)
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+    model_cfg: dict[str, Any] = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": text}
+    preprocess_cfg = {
+        "size": 224,
+        "mean": list(open_clip.OPENAI_DATASET_MEAN),
+        "std": list(open_clip.OPENAI_DATASET_STD),
+    }
+    (encoder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+    )
+    torch.manual_seed(0)
+    weights = open_clip.CLIP(**model_cfg).state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, encoder / "open_clip_model.safetensors")
+    parts = {"encoder": {"kind": "open_clip", "embed_dim": 512}}
+    seal(directory, {"name": "random", "description": "", "parts": parts, "licences": {}})
+    return directory
+
+
+def pictures(count: int, side: int) -> list[bytes]:
+    """Different JPEG files of ``side`` pixels squared, of about a photograph's detail."""
+    rng = np.random.default_rng(int(time.time()))
+    files = []
+    for _ in range(count):
+        coarse = rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=88)
+        files.append(buffer.getvalue())
+    return files
+
+
+def loop(encoder: Any, pixels: list[np.ndarray], batch: int) -> float:
+    """Pictures a second of the bare model."""
+    began = time.perf_counter()
+    for start in range(0, len(pixels), batch):
+        encoder.encode_images(pixels[start : start + batch])
+    return len(pixels) / (time.perf_counter() - began)
+
+
+async def stream(stub: Any, files: list[bytes]) -> float:
+    """Pictures a second through StreamEncodeImages."""
+
+    async def requests() -> AsyncIterator[encoder_pb2.StreamEncodeImagesRequest]:
+        for number, data in enumerate(files):
+            yield encoder_pb2.StreamEncodeImagesRequest(sequence=number, image=data)
+
+    began = time.perf_counter()
+    answers = [answer async for answer in stub.StreamEncodeImages(requests())]
+    assert all(answer.result.WhichOneof("result") == "embedding" and not answer.result.cached for answer in answers)
+    return len(answers) / (time.perf_counter() - began)
+
+
+async def unary(stub: Any, files: list[bytes], callers: int = 48) -> float:
+    """Pictures a second of callers who each wait for one picture before they send the next."""
+    waiting = iter(files)
+
+    async def caller() -> None:
+        for data in waiting:
+            answer = await stub.EncodeImages(encoder_pb2.EncodeImagesRequest(images=[data]))
+            assert answer.results[0].WhichOneof("result") == "embedding"
+
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return len(files) / (time.perf_counter() - began)
+
+
+async def measure(bundle: Path, address: str, count: int, side: int) -> None:
+    torch.set_num_threads(1)
+    encoder, preprocessor = load_encoder(bundle / "encoder")
+    sample = [preprocessor.pixels(data) for data in pictures(64, side)]
+    loop(encoder, sample[:8], 8)
+    rates = {batch: loop(encoder, sample[: max(16, 2 * batch)], batch) for batch in BATCHES}
+    best = max(rates, key=lambda batch: rates[batch])
+    print("bare loop, pictures/s by batch size: " + "  ".join(f"{b}: {rate:.1f}" for b, rate in rates.items()))
+    began = time.perf_counter()
+    for data in pictures(16, side):
+        preprocessor.pixels(data)
+    print(f"decoding one {side} x {side} JPEG: {(time.perf_counter() - began) / 16 * 1e3:.1f} ms (drawing it included)")
+    ratios: dict[str, list[float]] = {"stream": [], "48 callers": []}
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        await stream(stub, pictures(32, side))
+        for _ in range(TURNS):
+            for name, drive in (("stream", stream), ("48 callers", unary)):
+                files = pictures(count, side)
+                before = loop(encoder, sample, best)
+                service = await drive(stub, files)
+                bare = (before + loop(encoder, sample, best)) / 2
+                ratios[name].append(service / bare)
+                print(
+                    f"{name:10}  service {service:6.1f}/s   bare loop at {best} {bare:6.1f}/s   {service / bare:.3f} x"
+                )
+    for name, found in ratios.items():
+        print(f"{name:10}  median {statistics.median(found):.3f} x the bare loop")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--side", type=int, default=320)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = arguments.bundle or random_bundle(Path(directory) / "random")
+        command = [sys.executable, "-c", SERVER, str(bundle)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            uvloop.run(measure(bundle, server.stdout.readline().strip(), arguments.pictures, arguments.side))
+        finally:
+            server.kill()
+            server.wait()
+
+
+SERVER = """
+import asyncio, sys, uvloop
+from faceteer_encoder.service import build
+from faceteer_encoder.settings import EncoderSettings
+from faceteer_runtime.server import start
+async def serve():
+    server = await start(EncoderSettings(listen="127.0.0.1:0", bundle=sys.argv[1]), build)
+    print(server.address, flush=True)
+    await asyncio.Event().wait()
+uvloop.run(serve())
+"""
+
+
+if __name__ == "__main__":
+    main()
