@@ -2,7 +2,7 @@
 
 Knows nothing of how the service works: it starts the service's own command and asks over gRPC on the loopback, while
 the pipeline runs in this process. They take turns, with the same number of threads, on the same bundle, seeds and
-settings; no result comes from a cache.
+settings; no result comes from a cache. Processor time is measured too: other work on the machine hardly moves it.
 
 Usage: ``python benchmarks/generator_load.py --bundle deploy/bundles/postcards``.
 """
@@ -25,6 +25,7 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
+import psutil
 import torch
 from diffusers import KandinskyV22Pipeline
 from faceteer.v1 import generator_pb2, generator_pb2_grpc, tensor_pb2
@@ -62,8 +63,8 @@ class Baseline:
 
 
 @contextlib.contextmanager
-def running_service(bundle: Path, threads: int) -> Iterator[str]:
-    """``python -m faceteer_generator`` on a free port; its address."""
+def running_service(bundle: Path, threads: int) -> Iterator[tuple[str, int]]:
+    """``python -m faceteer_generator`` on a free port; its address and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -76,7 +77,7 @@ def running_service(bundle: Path, threads: int) -> Iterator[str]:
             if process.poll() is not None:
                 raise SystemExit("the service ended at its start")
             time.sleep(0.1)
-        yield address
+        yield address, process.pid
     finally:
         process.terminate()
         process.wait()
@@ -123,6 +124,12 @@ def draw_in_turn(baseline: Baseline, requests: list[tuple[np.ndarray, int]]) -> 
     return waits
 
 
+def processor_s(pid: int | None = None) -> float:
+    """Processor seconds that a process has used, this one by default."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
 def summary(rounds: list[list[float]]) -> dict[str, float]:
     """Medians over rounds: pictures a second, p50 and p95 wait in seconds."""
     return {
@@ -132,7 +139,7 @@ def summary(rounds: list[list[float]]) -> dict[str, float]:
     }
 
 
-async def measure(arguments: argparse.Namespace, address: str) -> None:
+async def measure(arguments: argparse.Namespace, address: str, pid: int) -> None:
     torch.set_num_threads(arguments.threads)
     bundle = Bundle.open(arguments.bundle)
     facts = bundle.part("generator").facts
@@ -152,17 +159,22 @@ async def measure(arguments: argparse.Namespace, address: str) -> None:
     difference = int(np.abs(ours.astype(int) - pixels.astype(int)).max())
     alone: dict[str, list[float]] = {"pipeline": [], "service": []}
     together: dict[str, list[list[float]]] = {"pipeline": [], "service": []}
+    processor: dict[str, list[float]] = {"pipeline": [], "service": []}
     for _ in range(arguments.rounds):
         for request in requests(4):
             started = time.perf_counter()
             baseline.draw(*request)
-            between = time.perf_counter()
+            turned = time.perf_counter()
             await service.draw(*request)
-            alone["pipeline"].append(between - started)
-            alone["service"].append(time.perf_counter() - between)
+            alone["pipeline"].append(turned - started)
+            alone["service"].append(time.perf_counter() - turned)
         burst = requests(arguments.requests)
+        before = processor_s(), processor_s(pid)
         together["pipeline"].append(draw_in_turn(baseline, burst))
+        between = processor_s()
         together["service"].append(await service.draw_at_once(burst))
+        processor["pipeline"].append((between - before[0]) / len(burst))
+        processor["service"].append((processor_s(pid) - before[1]) / len(burst))
 
     single = {name: statistics.median(seconds) for name, seconds in alone.items()}
     burst_of = {name: summary(rounds) for name, rounds in together.items()}
@@ -171,16 +183,21 @@ async def measure(arguments: argparse.Namespace, address: str) -> None:
         f"{arguments.threads} thread(s), median of {arguments.rounds} rounds"
     )
     print(f"same request, largest difference of a pixel: {difference} of 255")
-    print(f"{'':34}{'pipeline':>10}{'service':>10}{'ratio':>8}")
+    print(f"{'':40}{'pipeline':>10}{'service':>10}{'ratio':>8}")
     rows = [
         ("one picture alone, s", single["pipeline"], single["service"]),
         *(
             (f"{arguments.requests} at once, {name}", burst_of["pipeline"][key], burst_of["service"][key])
             for name, key in (("pictures/s", "throughput"), ("p50 wait, s", "p50"), ("p95 wait, s", "p95"))
         ),
+        (
+            f"{arguments.requests} at once, processor s a picture",
+            statistics.median(processor["pipeline"]),
+            statistics.median(processor["service"]),
+        ),
     ]
     for name, theirs, own in rows:
-        print(f"{name:34}{theirs:>10.3f}{own:>10.3f}{own / theirs:>8.2f}")
+        print(f"{name:40}{theirs:>10.3f}{own:>10.3f}{own / theirs:>8.2f}")
 
 
 def main() -> None:
@@ -190,8 +207,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads, of both")
     arguments = parser.parse_args()
-    with running_service(arguments.bundle, arguments.threads) as address:
-        asyncio.run(measure(arguments, address))
+    with running_service(arguments.bundle, arguments.threads) as (address, pid):
+        asyncio.run(measure(arguments, address, pid))
 
 
 if __name__ == "__main__":
