@@ -1,0 +1,73 @@
+"""The tables of a library file and of a file of people's labels.
+
+Knows nothing of who writes or reads them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+VERSION = 1
+RELATIONS = ("coactivating", "rivals", "nearest")
+
+LIBRARY = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE features (
+    feature INTEGER PRIMARY KEY,
+    label TEXT NOT NULL,
+    label_source TEXT NOT NULL,
+    firing_share REAL NOT NULL,
+    mean REAL NOT NULL, p50 REAL NOT NULL, p99 REAL NOT NULL, max REAL NOT NULL,
+    histogram_edges BLOB NOT NULL,   -- float32, little-endian
+    histogram_counts BLOB NOT NULL,  -- int64, little-endian
+    detection_score REAL,
+    causal_score REAL,
+    safety_class TEXT NOT NULL
+);
+CREATE TABLE thumbnails (sha256 BLOB PRIMARY KEY, webp BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE examples (
+    feature INTEGER NOT NULL, rank INTEGER NOT NULL,
+    picture TEXT NOT NULL, activation REAL NOT NULL, caption TEXT NOT NULL,
+    thumbnail BLOB NOT NULL REFERENCES thumbnails,
+    PRIMARY KEY (feature, rank)
+) WITHOUT ROWID;
+CREATE TABLE relatives (
+    feature INTEGER NOT NULL, relation TEXT NOT NULL, rank INTEGER NOT NULL,
+    other INTEGER NOT NULL, score REAL NOT NULL,
+    PRIMARY KEY (feature, relation, rank)
+) WITHOUT ROWID;
+CREATE TABLE icons (feature INTEGER PRIMARY KEY, webp BLOB NOT NULL, strengths BLOB NOT NULL);
+-- The row id is the feature's index. Prefix indexes make search-as-you-type quick.
+CREATE VIRTUAL TABLE words USING fts5(label, tokenize = 'porter unicode61 remove_diacritics 2', prefix = '1 2 3');
+"""
+
+INDEXES = """
+CREATE INDEX features_label ON features (lower(label)) WHERE label <> '';
+CREATE INDEX features_firing_share ON features (firing_share);
+CREATE INDEX features_detection_score ON features (detection_score);
+CREATE INDEX features_max ON features (max);
+"""
+
+PEOPLE = """
+CREATE TABLE IF NOT EXISTS labels (
+    feature INTEGER PRIMARY KEY,
+    label TEXT NOT NULL,
+    author TEXT NOT NULL,
+    at TEXT NOT NULL  -- UTC, ISO 8601
+);
+CREATE TABLE IF NOT EXISTS history (
+    feature INTEGER NOT NULL, label TEXT NOT NULL, author TEXT NOT NULL, at TEXT NOT NULL
+);
+"""
+
+
+def require_fts5() -> None:
+    """Raises RuntimeError, in one sentence, where Python's SQLite was built without full-text search."""
+    with sqlite3.connect(":memory:") as connection:
+        try:
+            connection.execute("CREATE VIRTUAL TABLE probe USING fts5(x)")
+        except sqlite3.OperationalError:
+            raise RuntimeError(
+                f"this Python's SQLite ({sqlite3.sqlite_version}) has no FTS5; install a Python whose SQLite has it"
+            ) from None
+    connection.close()

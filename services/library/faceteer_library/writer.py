@@ -1,0 +1,165 @@
+"""Writes a library: features, statistics, examples, relatives, icons. Used by offline jobs.
+
+Knows nothing of how the numbers were found. People's labels live in a file of their own, which no writer touches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from faceteer_library.schema import INDEXES, LIBRARY, RELATIONS, VERSION, require_fts5
+
+_LABEL_SOURCES = ("automatic", "model")
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """One feature. Activations are RAW, over the corpus' pictures on which the feature fires.
+
+    Attributes:
+        index: in [0, d_sae).
+        label: empty when there is none.
+        firing_share: the share of pictures on which it fires, 0 to 1.
+        mean, p50, p99, max: of the activation where it fires; 0 for a dead feature.
+        histogram_edges: upper edges of the bins, float32 [n].
+        histogram_counts: pictures in each bin, int64 [n].
+        label_source: "automatic" or "model".
+        detection_score, causal_score: see library.proto; None for not measured.
+        safety_class: empty for none.
+    """
+
+    index: int
+    label: str
+    firing_share: float
+    mean: float
+    p50: float
+    p99: float
+    max: float
+    histogram_edges: np.ndarray
+    histogram_counts: np.ndarray
+    label_source: str = "automatic"
+    detection_score: float | None = None
+    causal_score: float | None = None
+    safety_class: str = ""
+
+
+@dataclass(frozen=True)
+class ExampleRow:
+    """A picture on which a feature fires: its name in the corpus, RAW activation, small WebP, caption."""
+
+    picture: str
+    activation: float
+    thumbnail: bytes
+    caption: str = ""
+
+
+class LibraryWriter:
+    """Builds a library beside its final place and puts it there, whole, when its ``with`` block ends well.
+
+    Args:
+        path: the library file; replaced if it exists.
+        sae_revision: of the SAE whose features these are.
+        corpus: a name for the pictures.
+        n_pictures: how many there were.
+
+    Raises:
+        ValueError: a row that contradicts itself (an unknown relation or label source, histogram lengths that differ).
+        RuntimeError: Python's SQLite has no FTS5.
+    """
+
+    def __init__(self, path: Path | str, *, sae_revision: str, corpus: str, n_pictures: int) -> None:
+        require_fts5()
+        self._path = Path(path)
+        descriptor, name = tempfile.mkstemp(prefix=self._path.name, suffix=".part", dir=self._path.parent)
+        os.close(descriptor)
+        self._part = Path(name)
+        self._connection = sqlite3.connect(self._part)
+        self._connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + LIBRARY)
+        meta = {
+            "version": str(VERSION),
+            "sae_revision": sae_revision,
+            "corpus": corpus,
+            "n_pictures": str(n_pictures),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+
+    def feature(self, row: FeatureRow) -> None:
+        """Adds one feature; each index once."""
+        if row.label_source not in _LABEL_SOURCES:
+            raise ValueError(f"label_source must be one of {_LABEL_SOURCES}, not {row.label_source!r}")
+        if len(row.histogram_edges) != len(row.histogram_counts):
+            raise ValueError(f"feature {row.index}: histogram edges and counts differ in length")
+        self._connection.execute(
+            "INSERT INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                row.index,
+                row.label,
+                row.label_source if row.label else "",
+                row.firing_share,
+                row.mean,
+                row.p50,
+                row.p99,
+                row.max,
+                np.asarray(row.histogram_edges, "<f4").tobytes(),
+                np.asarray(row.histogram_counts, "<i8").tobytes(),
+                row.detection_score,
+                row.causal_score,
+                row.safety_class,
+            ),
+        )
+        if row.label:
+            self._connection.execute("INSERT INTO words (rowid, label) VALUES (?, ?)", (row.index, row.label))
+
+    def examples(self, index: int, rows: Sequence[ExampleRow]) -> None:
+        """Adds a feature's examples, strongest first. A thumbnail that many features share is stored once."""
+        for rank, row in enumerate(rows):
+            digest = hashlib.sha256(row.thumbnail).digest()
+            self._connection.execute("INSERT OR IGNORE INTO thumbnails VALUES (?, ?)", (digest, row.thumbnail))
+            self._connection.execute(
+                "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?)",
+                (index, rank, row.picture, row.activation, row.caption, digest),
+            )
+
+    def relatives(self, index: int, relation: str, others: Iterable[tuple[int, float]]) -> None:
+        """Adds features related to ``index``, best first: (other, score) as described in library.proto."""
+        if relation not in RELATIONS:
+            raise ValueError(f"relation must be one of {RELATIONS}, not {relation!r}")
+        self._connection.executemany(
+            "INSERT INTO relatives VALUES (?, ?, ?, ?, ?)",
+            ((index, relation, rank, other, score) for rank, (other, score) in enumerate(others)),
+        )
+
+    def icon(self, index: int, webp: bytes, strengths: Sequence[float]) -> None:
+        """Adds a feature's icon and the SCALED strengths in it, left to right."""
+        packed = np.asarray(strengths, "<f4").tobytes()
+        self._connection.execute("INSERT INTO icons VALUES (?, ?, ?)", (index, webp, packed))
+
+    def __enter__(self) -> LibraryWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with closing(self._connection):
+                if kind is None:
+                    self._connection.executescript(INDEXES + "INSERT INTO words (words) VALUES ('optimize');")
+                    self._connection.commit()
+                    self._connection.execute("VACUUM")
+            if kind is None:
+                self._part.chmod(0o644)  # mkstemp's own mode is for its maker alone
+                os.replace(self._part, self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
