@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+_WHOLE = ("build", "assemble", "library")  # these write a bundle
 STEPS = ("clip", "movq", "unet", "sharpen", "sae")
 
 
@@ -17,8 +18,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m faceteer_trainer", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
     postcards = jobs.add_parser("postcards", help="make the postcards bundle, whole or by steps")
-    postcards.add_argument("step", choices=("build", *STEPS, "assemble"))
-    postcards.add_argument("--out", type=Path, help="where the bundle goes (build, assemble)")
+    postcards.add_argument("step", choices=("build", *STEPS, "assemble", "library"))
+    postcards.add_argument("--out", type=Path, help="where the bundle goes (build, assemble, library)")
     postcards.add_argument("--work", type=Path, default=Path("runs/postcards"), help="corpora, checkpoints and logs")
     postcards.add_argument("--preset", choices=("full", "trial"), default="full")
     postcards.add_argument("--minutes", type=float, help="a step's budget, instead of the preset's")
@@ -42,10 +43,10 @@ def _postcards(arguments: argparse.Namespace) -> None:
         if arguments.step not in STEPS:
             raise SystemExit(f"--minutes is one step's budget; {arguments.step} has none of its own")
         preset = replace(preset, **{arguments.step: Budget(minutes=arguments.minutes)})
-    if arguments.step in ("build", "assemble") and arguments.out is None:
+    if arguments.step in _WHOLE and arguments.out is None:
         raise SystemExit(f"{arguments.step} needs --out")
     workshop = Workshop(arguments.work, preset, arguments.seed, arguments.device, arguments.workers)
-    if arguments.step in ("build", "assemble"):
+    if arguments.step in _WHOLE:
         print(getattr(workshop, arguments.step)(arguments.out))
     else:
         print(getattr(workshop, arguments.step)())

@@ -36,7 +36,7 @@ def terms_of(text: str, longest: int = 3) -> set[str]:
     for start in range(len(words)):
         for stop in range(start + 1, min(start + longest, len(words)) + 1):
             run = words[start:stop]
-            if run[0] in _EDGE_WORDS or run[-1] in _EDGE_WORDS or _FILLER & set(run):
+            if run[0] in _EDGE_WORDS or run[-1] in _EDGE_WORDS or _FILLER & set(run) or run[-1] in ("no", "without"):
                 continue
             found.add(" ".join(run))
     return found
@@ -78,12 +78,14 @@ def label_feature(activations: npt.NDArray[np.floating], index: CaptionIndex, mo
         return None
     rest = np.flatnonzero(activations <= 0)
     here, there = index.counts(firing), index.counts(rest)
-    scores = contrast(here, len(firing), there, len(rest))
+    # among the terms that are surely commoner here, the one that tells most of these captions from the others
+    scores = here / len(firing) - there / max(len(rest), 1)
+    sure = contrast(here, len(firing), there, len(rest)) >= 5
     lift = (here / len(firing) + 1e-4) / (there / max(len(rest), 1) + 1e-4)
-    scores[(lift < 1.5) | (here < 10)] = -np.inf
+    scores[~sure | (lift < 1.5) | (here < 10)] = -np.inf
     chosen: list[int] = []
     for term in np.argsort(-scores, kind="stable"):
-        if not np.isfinite(scores[term]) or scores[term] < 5 or len(chosen) == 4:
+        if not np.isfinite(scores[term]) or len(chosen) == 4 or (chosen and scores[term] < 0.3 * scores[chosen[0]]):
             break
         words = set(index.terms[term].split())
         if all(not words & set(index.terms[other].split()) for other in chosen):
@@ -92,4 +94,7 @@ def label_feature(activations: npt.NDArray[np.floating], index: CaptionIndex, mo
         return None
     best = chosen[0]
     confidence = float(1 - 1 / lift[best])
-    return Label(index.terms[best], tuple(index.terms[term] for term in chosen[1:]), round(max(confidence, 0.0), 3))
+    text = index.terms[best]
+    if lift[best] < 10 and len(chosen) > 1:  # the word is common elsewhere too: a second one says where it is meant
+        text = f"{text}, {index.terms[chosen[1]]}"
+    return Label(text, tuple(index.terms[term] for term in chosen[1:]), round(max(confidence, 0.0), 3))

@@ -127,13 +127,13 @@ def measure_steering(steering: Steering, settings: EvaluationSettings) -> dict[s
 
 
 def time_one_picture(bundle: LoadedBundle, embeds: torch.Tensor) -> dict[str, float]:
-    """Seconds for one picture as a user would have it: float32, the bundle's steps and guidance, best of three."""
+    """Seconds for one picture as a user would have it: float32, the bundle's steps and guidance, best of five."""
     from diffusers import KandinskyV22Pipeline
 
     pipeline = KandinskyV22Pipeline(unet=bundle.unet, scheduler=bundle.scheduler, movq=bundle.movq)
     pipeline.set_progress_bar_config(disable=True)
     times = []
-    for _ in range(3):
+    for _ in range(5):
         started = time.perf_counter()
         pipeline(
             image_embeds=embeds[:1], negative_image_embeds=bundle.negative, height=64, width=64,

@@ -155,10 +155,14 @@ class Workshop:
         movq = VQModel.from_pretrained(sharp if sharp.exists() else self.work / "movq" / "final")
         unet = load_averaged(self.work / "unet", data, self.preset.unet_settings)
         write_generator(unet, movq, data.negative, out / "generator")
-        library = min(self.preset.library, len(data.embeds))
-        write_library(out, self.corpus, data.embeds, library)
-        seal_bundle(out, data.embeds.shape[1])
         write_examples(out / "examples")
+        return self.library(out)
+
+    def library(self, out: Path) -> Path:
+        """Write the library into a bundle that has every other part, and seal it."""
+        embeds = load_file(self.work / "embeds.safetensors")["train"]
+        write_library(out, self.corpus, embeds, min(self.preset.library, len(embeds)))
+        seal_bundle(out, embeds.shape[1])
         return out
 
     def build(self, out: Path) -> Path:

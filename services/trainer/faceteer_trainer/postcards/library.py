@@ -26,6 +26,7 @@ from faceteer_trainer.sae.statistics import load_statistics
 
 EXAMPLES = 12
 RELATIVES = 12
+LEAST_SCORE = 0.65  # a label that predicts its feature worse than this on other captions is none
 Matrix = npt.NDArray[np.float32]
 
 
@@ -43,11 +44,22 @@ def thumbnail(picture: npt.NDArray[np.uint8]) -> bytes:
 
 def detection_score(label: Label, activations: npt.NDArray[np.float32], captions: list[str]) -> float | None:
     """AUC with which the label's words, found in captions it was not made from, predict the feature's activation."""
-    words = (label.text, *label.terms)
+    words = (*label.text.split(", "), *label.terms)
     said = np.array([any(f" {word} " in f" {caption} " for word in words) for caption in captions])
     if not 10 <= said.sum() <= len(said) - 10:
         return None
     return auc(activations, said)
+
+
+def scored_label(
+    acts: npt.NDArray[np.float32], captions: list[str], learned: int, index: CaptionIndex
+) -> tuple[Label | None, float | None]:
+    """A feature's label from the first `learned` captions, and its score on the rest; none if it fails there."""
+    label = label_feature(acts[:learned], index)
+    score = detection_score(label, acts[learned:], captions[learned:]) if label else None
+    if score is not None and score < LEAST_SCORE:
+        return None, None
+    return label, score
 
 
 def lift(features: Matrix) -> Matrix:
@@ -88,7 +100,7 @@ def write_library(out: Path, corpus: Corpus, embeds: torch.Tensor, count: int) -
         for feature in range(sae.d_sae):
             acts = features[:, feature]
             positive = acts[acts > 0]
-            label = label_feature(acts[:learned], index)
+            label, score = scored_label(acts, captions, learned, index)
             top = np.argsort(-acts, kind="stable")[:EXAMPLES]
             counts, edges = np.histogram(positive, bins=16, range=(0.0, float(acts.max()) or 1.0))
             writer.feature(
@@ -102,7 +114,7 @@ def write_library(out: Path, corpus: Corpus, embeds: torch.Tensor, count: int) -
                     max=float(acts.max()),
                     histogram_edges=edges[1:].astype(np.float32),
                     histogram_counts=counts.astype(np.int64),
-                    detection_score=detection_score(label, acts[learned:], captions[learned:]) if label else None,
+                    detection_score=score,
                 )
             )
             writer.examples(
