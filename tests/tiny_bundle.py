@@ -108,7 +108,9 @@ def _write_sae(directory: Path, embeds: torch.Tensor) -> dict[str, np.ndarray]:
     # Rivals of the random dictionary: pairs that never fire together though both are common.
     together = fires.float().T @ fires.float()
     common = fires.float().mean(0) > 0.1
-    rivals = [[j for j in range(N_FEATURES) if common[i] and common[j] and together[i, j] == 0] for i in range(N_FEATURES)]
+    rivals = [
+        [j for j in range(N_FEATURES) if common[i] and common[j] and together[i, j] == 0] for i in range(N_FEATURES)
+    ]
     save_file(
         {
             "firing_share": fires.float().mean(0),

@@ -24,7 +24,9 @@ from faceteer.v1 import (
 from faceteer_runtime.healthcheck import check
 
 
-def start_all_in_one(bundle: Path, directory: Path, *flags: str, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
+def start_all_in_one(
+    bundle: Path, directory: Path, *flags: str, **environment: str
+) -> tuple[subprocess.Popen[bytes], str]:
     """Starts ``python -m faceteer_studio --all-in-one`` and returns the process and its address once it serves."""
     directory.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}"

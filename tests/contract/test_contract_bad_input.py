@@ -10,7 +10,16 @@ from types import SimpleNamespace
 import grpc
 import numpy as np
 import pytest
-from faceteer.v1 import edits_pb2, encoder_pb2, execution_pb2, generator_pb2, library_pb2, sae_pb2, studio_pb2, tensor_pb2
+from faceteer.v1 import (
+    edits_pb2,
+    encoder_pb2,
+    execution_pb2,
+    generator_pb2,
+    library_pb2,
+    sae_pb2,
+    studio_pb2,
+    tensor_pb2,
+)
 from PIL import Image
 from rpc_errors import Failure, fails, read_status
 from tiny_bundle import EMBED_DIM, N_FEATURES, picture, picture_bytes
@@ -40,7 +49,9 @@ def png_of_size(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
 
 
 def encode_error(server: SimpleNamespace, data: bytes) -> Failure:
@@ -97,7 +108,11 @@ def test_unusual_pictures_are_read_as_a_person_would_see_them(server: SimpleName
     other = embeds_of(server, saved(picture(4), "PNG"))
     assert np.linalg.norm(cmyk - expected) < 0.5 * np.linalg.norm(other - expected)
     transparent = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
-    assert np.allclose(embeds_of(server, saved(transparent, "PNG")), embeds_of(server, saved(Image.new("RGB", (64, 64), "white"), "PNG")), **tolerance)
+    assert np.allclose(
+        embeds_of(server, saved(transparent, "PNG")),
+        embeds_of(server, saved(Image.new("RGB", (64, 64), "white"), "PNG")),
+        **tolerance,
+    )
     assert np.isfinite(embeds_of(server, saved(Image.new("RGB", (1, 1), "teal"), "PNG"))).all()
 
 
@@ -108,8 +123,12 @@ EMBEDS_FAULTS = {
     "matrix": tensor(np.zeros((1, EMBED_DIM))),
     "no-type": tensor_pb2.Tensor(element_type=99, shape=[EMBED_DIM], data=b"\0" * 4 * EMBED_DIM),  # type: ignore[arg-type]
     "short": tensor_pb2.Tensor(element_type=tensor_pb2.ELEMENT_TYPE_FLOAT32, shape=[EMBED_DIM], data=b"\0" * 7),
-    "half-the-bytes": tensor_pb2.Tensor(element_type=tensor_pb2.ELEMENT_TYPE_FLOAT32, shape=[EMBED_DIM], data=b"\0" * 2 * EMBED_DIM),
-    "negative-shape": tensor_pb2.Tensor(element_type=tensor_pb2.ELEMENT_TYPE_FLOAT32, shape=[-EMBED_DIM], data=b"\0" * 4 * EMBED_DIM),
+    "half-the-bytes": tensor_pb2.Tensor(
+        element_type=tensor_pb2.ELEMENT_TYPE_FLOAT32, shape=[EMBED_DIM], data=b"\0" * 2 * EMBED_DIM
+    ),
+    "negative-shape": tensor_pb2.Tensor(
+        element_type=tensor_pb2.ELEMENT_TYPE_FLOAT32, shape=[-EMBED_DIM], data=b"\0" * 4 * EMBED_DIM
+    ),
 }
 
 
@@ -137,19 +156,31 @@ def one_edit(**changes: object) -> edits_pb2.Edit:
     ("edits", "code", "reason", "field"),
     [
         ([one_edit(value=float("nan"))], "INVALID_ARGUMENT", "INVALID_FIELD", "edits[0].value"),
-        ([one_edit(), one_edit(value=float("inf"), feature=edits_pb2.FeatureRef(index=2))], "INVALID_ARGUMENT", "INVALID_FIELD", "edits[1].value"),
+        (
+            [one_edit(), one_edit(value=float("inf"), feature=edits_pb2.FeatureRef(index=2))],
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            "edits[1].value",
+        ),
         ([one_edit(), one_edit()], "INVALID_ARGUMENT", "INVALID_FIELD", None),
         ([one_edit(operation=0)], "INVALID_ARGUMENT", "INVALID_FIELD", "edits[0].operation"),
         ([one_edit(feature=None)], "INVALID_ARGUMENT", "INVALID_FIELD", "edits[0].feature"),
         ([one_edit(feature=edits_pb2.FeatureRef(index=N_FEATURES))], "NOT_FOUND", "UNKNOWN_FEATURE", None),
-        ([one_edit(operation=edits_pb2.EDIT_OPERATION_ABLATE, value=2.0)], "INVALID_ARGUMENT", "INVALID_FIELD", "edits[0].value"),
+        (
+            [one_edit(operation=edits_pb2.EDIT_OPERATION_ABLATE, value=2.0)],
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            "edits[0].value",
+        ),
     ],
     ids=["nan", "infinite", "duplicate", "no-operation", "no-feature", "index", "ablate-with-a-value"],
 )
 def test_unusable_edits_are_refused_by_field(
     server: SimpleNamespace, edits: list[edits_pb2.Edit], code: str, reason: str, field: str | None
 ) -> None:
-    request = studio_pb2.EditImageRequest(input=studio_pb2.ImageInput(embeds=good_embeds()), edits=edits, report_only=True)
+    request = studio_pb2.EditImageRequest(
+        input=studio_pb2.ImageInput(embeds=good_embeds()), edits=edits, report_only=True
+    )
     with fails(code, reason, field):
         list(server.studio.EditImage(request))
     source = tensor_pb2.EmbedsInput(embeds=good_embeds())
@@ -160,12 +191,16 @@ def test_unusable_edits_are_refused_by_field(
 
 def test_an_unknown_label_comes_with_the_nearest_ones(server: SimpleNamespace) -> None:
     edits = [one_edit(feature=edits_pb2.FeatureRef(label="nihgt"))]
-    request = studio_pb2.EditImageRequest(input=studio_pb2.ImageInput(embeds=good_embeds()), edits=edits, report_only=True)
+    request = studio_pb2.EditImageRequest(
+        input=studio_pb2.ImageInput(embeds=good_embeds()), edits=edits, report_only=True
+    )
     with fails("NOT_FOUND", "UNKNOWN_FEATURE") as failure:
         list(server.studio.EditImage(request))
-    assert "night" in failure.metadata["nearest"].split(",")
+    assert "night" in failure.metadata["nearest"].split(", ")
     with fails("INVALID_ARGUMENT", "INVALID_FIELD"):
-        server.sae.EditEmbeds(sae_pb2.EditEmbedsRequest(input=tensor_pb2.EmbedsInput(embeds=good_embeds()), edits=edits))
+        server.sae.EditEmbeds(
+            sae_pb2.EditEmbedsRequest(input=tensor_pb2.EmbedsInput(embeds=good_embeds()), edits=edits)
+        )
 
 
 def test_empty_and_overlong_batches_are_refused(server: SimpleNamespace) -> None:
@@ -197,7 +232,9 @@ def test_empty_and_overlong_batches_are_refused(server: SimpleNamespace) -> None
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
 )
-def test_settings_out_of_range_are_refused_by_field(server: SimpleNamespace, settings: dict[str, object], field: str) -> None:
+def test_settings_out_of_range_are_refused_by_field(
+    server: SimpleNamespace, settings: dict[str, object], field: str
+) -> None:
     generation = generator_pb2.GenerationSettings(**settings)  # type: ignore[arg-type]
     with fails("INVALID_ARGUMENT", "INVALID_FIELD") as failure:
         source = tensor_pb2.EmbedsInput(embeds=good_embeds())
@@ -210,7 +247,8 @@ def test_settings_out_of_range_are_refused_by_field(server: SimpleNamespace, set
 
 def test_zero_steps_mean_the_default(server: SimpleNamespace) -> None:
     request = generator_pb2.GenerateRequest(
-        input=tensor_pb2.EmbedsInput(embeds=good_embeds()), settings=generator_pb2.GenerationSettings(steps=0, seeds=[1])
+        input=tensor_pb2.EmbedsInput(embeds=good_embeds()),
+        settings=generator_pb2.GenerationSettings(steps=0, seeds=[1]),
     )
     started = next(e.started for e in server.generator.Generate(request) if e.WhichOneof("event") == "started")
     assert started.settings.steps == 4
@@ -261,7 +299,9 @@ def test_page_tokens_of_another_request_are_refused(server: SimpleNamespace) -> 
     first = server.library.ListFeatures(library_pb2.ListFeaturesRequest(page_size=10))
     assert len(first.features) == 10
     assert first.total_size == N_FEATURES
-    second = server.library.ListFeatures(library_pb2.ListFeaturesRequest(page_size=10, page_token=first.next_page_token))
+    second = server.library.ListFeatures(
+        library_pb2.ListFeaturesRequest(page_size=10, page_token=first.next_page_token)
+    )
     assert [f.index for f in second.features] == list(range(10, 20))
     changed = library_pb2.ListFeaturesRequest(
         order=library_pb2.FEATURE_ORDER_LABEL, page_size=10, page_token=first.next_page_token

@@ -106,7 +106,11 @@ def test_texts_are_encoded_into_the_same_space(server: SimpleNamespace) -> None:
 def test_features_and_error_decode_to_the_embedding(server: SimpleNamespace) -> None:
     embedding = open_image(server, 5).embedding
     source = tensor_pb2.EmbedsInput(embeds=embedding.embeds)
-    encoding = server.sae.EncodeFeatures(sae_pb2.EncodeFeaturesRequest(inputs=[source], include_error=True)).results[0].encoding
+    encoding = (
+        server.sae.EncodeFeatures(sae_pb2.EncodeFeaturesRequest(inputs=[source], include_error=True))
+        .results[0]
+        .encoding
+    )
     item = sae_pb2.DecodeItem(features=encoding.features, error=encoding.error)
     decoded = server.sae.DecodeFeatures(sae_pb2.DecodeFeaturesRequest(items=[item])).results[0].embedding
     assert np.allclose(values(decoded.embeds), values(embedding.embeds), rtol=1e-5, atol=1e-3)
@@ -116,7 +120,9 @@ def test_an_edit_moves_the_embedding_along_the_decoder_direction_only(server: Si
     opened = open_image(server, 6)
     x = values(opened.embedding.embeds)
     request = sae_pb2.EditEmbedsRequest(
-        input=tensor_pb2.EmbedsInput(embedding_id=opened.embedding.embedding_id), edits=[edit(9, SET, 5.0, RAW)], measure=True
+        input=tensor_pb2.EmbedsInput(embedding_id=opened.embedding.embedding_id),
+        edits=[edit(9, SET, 5.0, RAW)],
+        measure=True,
     )
     answer = server.sae.EditEmbeds(request)
     (outcome,) = answer.report.outcomes
@@ -135,7 +141,11 @@ def test_an_edit_moves_the_embedding_along_the_decoder_direction_only(server: Si
 def test_an_edited_picture_is_drawn_with_progress_and_previews(server: SimpleNamespace) -> None:
     request = studio_pb2.EditImageRequest(
         input=studio_pb2.ImageInput(image=picture_bytes(7)),
-        edits=[edit("night", SET, 1.0), edit("SNOW", edits_pb2.EDIT_OPERATION_ABLATE), edit(12, edits_pb2.EDIT_OPERATION_ADD, 0.5)],
+        edits=[
+            edit("night", SET, 1.0),
+            edit("SNOW", edits_pb2.EDIT_OPERATION_ABLATE),
+            edit(12, edits_pb2.EDIT_OPERATION_ADD, 0.5),
+        ],
         settings=generator_pb2.GenerationSettings(steps=4, seeds=[7, 8]),
         preview_every=2,
     )
@@ -162,7 +172,9 @@ def test_the_same_seed_draws_the_same_picture_and_webp_comes_as_webp(server: Sim
             input=tensor_pb2.EmbedsInput(embedding_id=embedding_id),
             settings=generator_pb2.GenerationSettings(steps=3, seeds=[11], format=format_, width=128, height=64),
         )
-        (picture,) = (e.image for e in server.generator.Generate(request, timeout=60) if e.WhichOneof("event") == "image")
+        (picture,) = (
+            e.image for e in server.generator.Generate(request, timeout=60) if e.WhichOneof("event") == "image"
+        )
         with Image.open(io.BytesIO(picture.data)) as image:
             assert image.format == name
             assert image.size == (128, 64)
@@ -172,7 +184,9 @@ def test_the_same_seed_draws_the_same_picture_and_webp_comes_as_webp(server: Sim
 
 def test_transfer_gives_edits_that_carry_the_difference(server: SimpleNamespace) -> None:
     target, source = studio_pb2.ImageInput(image=picture_bytes(9)), studio_pb2.ImageInput(image=picture_bytes(10))
-    answer = server.studio.TransferFeatures(studio_pb2.TransferFeaturesRequest(target=target, source=source, coverage=0.9))
+    answer = server.studio.TransferFeatures(
+        studio_pb2.TransferFeaturesRequest(target=target, source=source, coverage=0.9)
+    )
     assert answer.coverage >= 0.9
     assert answer.edits
     start, goal = values(open_image(server, 9).embedding.embeds), values(open_image(server, 10).embedding.embeds)
@@ -199,7 +213,9 @@ def test_features_are_found_by_words_and_shown_with_examples(server: SimpleNames
 
 def test_a_persons_label_can_be_used_in_an_edit_at_once(server: SimpleNamespace) -> None:
     reference = edits_pb2.FeatureRef(index=20)
-    server.library.SetFeatureLabel(library_pb2.SetFeatureLabelRequest(feature=reference, label="lighthouse", author="ada"))
+    server.library.SetFeatureLabel(
+        library_pb2.SetFeatureLabelRequest(feature=reference, label="lighthouse", author="ada")
+    )
     request = studio_pb2.EditImageRequest(
         input=studio_pb2.ImageInput(image=picture_bytes(7)), edits=[edit("Lighthouse", SET, 1.0)], report_only=True
     )

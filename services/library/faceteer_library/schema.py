@@ -6,6 +6,7 @@ Knows nothing of who writes or reads them.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 
 VERSION = 1
 RELATIONS = ("coactivating", "rivals", "nearest")
@@ -55,6 +56,9 @@ CREATE TABLE IF NOT EXISTS labels (
     author TEXT NOT NULL,
     at TEXT NOT NULL  -- UTC, ISO 8601
 );
+CREATE VIRTUAL TABLE IF NOT EXISTS people_words USING fts5(
+    label, tokenize = 'porter unicode61 remove_diacritics 2', prefix = '1 2 3'
+);
 CREATE TABLE IF NOT EXISTS history (
     feature INTEGER NOT NULL, label TEXT NOT NULL, author TEXT NOT NULL, at TEXT NOT NULL
 );
@@ -63,11 +67,10 @@ CREATE TABLE IF NOT EXISTS history (
 
 def require_fts5() -> None:
     """Raises RuntimeError, in one sentence, where Python's SQLite was built without full-text search."""
-    with sqlite3.connect(":memory:") as connection:
+    with closing(sqlite3.connect(":memory:")) as connection:
         try:
             connection.execute("CREATE VIRTUAL TABLE probe USING fts5(x)")
         except sqlite3.OperationalError:
             raise RuntimeError(
                 f"this Python's SQLite ({sqlite3.sqlite_version}) has no FTS5; install a Python whose SQLite has it"
             ) from None
-    connection.close()

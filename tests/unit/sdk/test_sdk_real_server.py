@@ -91,7 +91,7 @@ def test_the_main_job_runs_from_a_picture_to_an_edited_one(client: faceteer.Clie
     other = client.open(picture(2))
     replayed = other.edit(faceteer.Recipe.load(tmp_path / "night.json"))
     assert replayed.recipe() == faceteer.Recipe.load(tmp_path / "night.json")
-    assert replayed.report().edits == edit.report().edits
+    assert set(replayed.report().edits) == set(edit.report().edits)
     assert client.transfer(photo, other, coverage=0.9).render(steps=2).size == (64, 64)
 
 

@@ -51,8 +51,8 @@ def test_explained_variance_sums_variances_over_dimensions() -> None:
 def test_a_trial_counts_targets_and_the_other_seven_factors() -> None:
     before = np.zeros((2, 8), np.uint8)
     after = before.copy()
-    after[:, 3] = 5   # the target, in both
-    after[1, 0] = 1   # and one other factor, in one
+    after[:, 3] = 5  # the target, in both
+    after[1, 0] = 1  # and one other factor, in one
     trial = Trial(3, 5, after, before)
     assert (trial.reached.hits, trial.reached.count) == (2, 2)
     assert (trial.kept.hits, trial.kept.count) == (13, 14)
