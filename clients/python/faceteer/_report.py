@@ -148,10 +148,16 @@ class EditReport:
         """Whether the server has statistics, so that the table can be in SCALED units."""
         return any(o.before_scaled or o.requested_scaled for o in self.outcomes)
 
+    @property
+    def shown(self) -> tuple[EditOutcome, ...]:
+        """The outcomes worth a row: all but the rivals that were off already and stayed so."""
+        return tuple(o for o in self.outcomes if o.rival_of is None or o.before or o.achieved)
+
     def __str__(self) -> str:
         lines = [self._title()]
         if self.outcomes:
             lines += ["", text_table(_HEADER, self.rows(), left=3)]
+        lines += self.silent_sentence()
         lines += ["", self.drift_sentence()]
         if moved := self.drifted_rows():
             lines += ["", text_table(_DRIFT_HEADER, moved, left=2)]
@@ -160,16 +166,16 @@ class EditReport:
 
     def _repr_html_(self) -> str:
         parts = [html_table(_HEADER, self.rows(), left=3, caption=self._title())]
-        parts.append(f"<p>{html.escape(self.drift_sentence())}</p>")
+        parts += [f"<p>{html.escape(words)}</p>" for words in (*self.silent_sentence(), self.drift_sentence())]
         if moved := self.drifted_rows():
             parts.append(html_table(_DRIFT_HEADER, moved, left=2))
         parts += [f"<p>⚠ {html.escape(str(warning))}</p>" for warning in self.warnings]
         return "".join(parts)
 
     def rows(self) -> list[list[str]]:
-        """The outcomes as the table's cells: feature, label, operation, before, requested, achieved."""
+        """:attr:`shown` as the table's cells: feature, label, operation, before, requested, achieved."""
         rows = []
-        for o in self.outcomes:
+        for o in self.shown:
             values: tuple[float | None, ...] = (o.before, o.requested, o.achieved)
             if self.scaled:
                 values = (o.before_scaled, o.requested_scaled, o.achieved_scaled)
@@ -180,6 +186,11 @@ class EditReport:
     def drifted_rows(self, n: int = 5) -> list[list[str]]:
         """The features that moved most without being edited: feature, label, before, after (RAW)."""
         return [[f"#{d.index}", d.label, _figure(d.before), _figure(d.after)] for d in self.drifted[:n]]
+
+    def silent_sentence(self) -> list[str]:
+        """One sentence about the rivals that have no row, or none."""
+        n = len(self.outcomes) - len(self.shown)
+        return [f"{n} rival{' was' if n == 1 else 's were'} off already."] if n else []
 
     def drift_sentence(self) -> str:
         """The drift of the rest in words."""

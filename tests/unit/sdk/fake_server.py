@@ -42,7 +42,7 @@ from PIL import Image
 D = 512
 P99 = 2.0
 LABELS = {3: "night", 4: "day", 5: "snow", 7: "red", 12: "fog", 13: "[bold]odd & <b>label</b>"}
-RIVALS = {3: [4], 4: [3]}
+RIVALS = {3: [4, 15], 4: [3]}
 REVISIONS = {"encoder": "enc0", "sae": "sae0", "generator": "gen0", "library": "lib0"}
 MAX_BATCH = 4
 
@@ -321,7 +321,9 @@ class FakeServer(
             detail = library_pb2.FeatureDetail(
                 histogram_edges=[1.0, 2.0],
                 histogram_counts=[30, 10],
-                rivals=[library_pb2.RelatedFeature(index=i, label=LABELS[i], score=0.0) for i in RIVALS.get(index, [])],
+                rivals=[
+                    library_pb2.RelatedFeature(index=i, label=LABELS[i], score=0.0) for i in RIVALS.get(index, [])[:1]
+                ],
                 nearest=[library_pb2.RelatedFeature(index=5, label="snow", score=0.5)],
             )
             return library_pb2.GetFeatureResponse(feature=self._feature(index), detail=detail)

@@ -57,6 +57,10 @@ def test_a_switch_reports_the_rivals_it_turned_off(client: faceteer.Client) -> N
     rival = report.outcomes[1]
     assert (rival.name, rival.operation, rival.rival_of, rival.requested) == ("day", "ablate", 3, 0.0)
     assert "rival of #3" in str(report)
+    assert [outcome.index for outcome in report.outcomes] == [3, 4, 15]
+    assert "#15" not in str(report), "it did not fire before either"
+    assert "1 rival was off already." in str(report)
+    assert "1 rival was off already." in report._repr_html_()
 
 
 def test_a_report_prints_as_an_aligned_table(client: faceteer.Client) -> None:

@@ -61,7 +61,7 @@ def report(to: Console, name: str, result: faceteer.EditReport) -> None:
             ("requested", "right"),
             ("achieved", "right"),
         )
-        for row, outcome in zip(result.rows(), result.outcomes, strict=True):
+        for row, outcome in zip(result.rows(), result.shown, strict=True):
             index, label, operation, before, requested, achieved = row
             table.add_row(
                 Text(index, "dim"),
@@ -72,7 +72,8 @@ def report(to: Console, name: str, result: faceteer.EditReport) -> None:
                 Text(achieved, _achieved_style(outcome)),
             )
         _show(to, table)
-    to.print(f"  {result.drift_sentence()}")
+    for sentence in (*result.silent_sentence(), result.drift_sentence()):
+        to.print(f"  {sentence}")
     if moved_rows := result.drifted_rows():
         table = _table(("feature", "right"), ("label", "left"), ("before", "right"), ("after", "right"))
         for index, label, before, after in moved_rows:
@@ -162,7 +163,7 @@ def status(to: Console, server: faceteer.ServerStatus) -> None:
     """What a server runs."""
     version = f"version {server.version} · " if server.version else ""
     _title(to, server.address, f"bundle {server.bundle} · {version}{server.round_trip * 1000:.2g} ms away")
-    table = _table(("service", "left"), ("health", "left"), ("revision", "left"), ("", "left"))
+    table = _table(("service", "left"), ("health", "left"), ("revision", "left"), ("runs", "left"))
     encoder, sae, generator = server.encoder, server.sae, server.generator
     size = "x".join(map(str, generator.sizes[0])) if generator.sizes else "?"
     facts = {
@@ -225,8 +226,8 @@ _COLUMNS = "▁▂▃▄▅▆▇█"
 def _table(*columns: tuple[str, str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for name, justify in columns:
-        # Long labels fold; figures and names of features never do.
-        table.add_column(Text(name), justify=justify, no_wrap=name != "label")  # type: ignore[arg-type]
+        # Words fold where the terminal is narrow; figures and names of features never do.
+        table.add_column(Text(name), justify=justify, no_wrap=name not in ("label", "runs"))  # type: ignore[arg-type]
     return table
 
 
