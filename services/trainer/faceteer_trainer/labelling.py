@@ -83,9 +83,16 @@ def label_feature(activations: npt.NDArray[np.floating], index: CaptionIndex, mo
     sure = contrast(here, len(firing), there, len(rest)) >= 5
     lift = (here / len(firing) + 1e-4) / (there / max(len(rest), 1) + 1e-4)
     scores[~sure | (lift < 1.5) | (here < 10)] = -np.inf
+    order = np.argsort(-scores, kind="stable")
+    # of terms that do nearly as well the shortest is the plainest: "dusk", not "evening" or "sunset"
+    near = [term for term in order if scores[term] >= 0.8 * scores[order[0]] and np.isfinite(scores[term])]
+    near.sort(key=lambda term: len(index.terms[term]))
+    order = [*near, *order[len(near) :]]
     chosen: list[int] = []
-    for term in np.argsort(-scores, kind="stable"):
-        if not np.isfinite(scores[term]) or len(chosen) == 4 or (chosen and scores[term] < 0.3 * scores[chosen[0]]):
+    for term in order:
+        if not np.isfinite(scores[term]) or len(chosen) == 4:
+            break
+        if chosen and scores[term] < (0.2 if lift[chosen[0]] >= 10 else 0.1) * scores[chosen[0]]:
             break
         words = set(index.terms[term].split())
         if all(not words & set(index.terms[other].split()) for other in chosen):

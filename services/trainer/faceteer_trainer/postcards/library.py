@@ -26,7 +26,7 @@ from faceteer_trainer.sae.statistics import load_statistics
 
 EXAMPLES = 12
 RELATIVES = 12
-LEAST_SCORE = 0.65  # a label that predicts its feature worse than this on other captions is none
+LEAST_SCORE = 0.6  # a label that predicts its feature worse than this on other captions is none
 Matrix = npt.NDArray[np.float32]
 
 
