@@ -116,7 +116,12 @@ def up(address: str, bundle: Path) -> None:
     log = STATE / f"{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(address, bundle), cwd=ROOT, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+            command(address, bundle),
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     wait_until_serving(process, address, log)
     (STATE / f"{port}.pid").write_text(str(process.pid))

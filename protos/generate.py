@@ -27,9 +27,8 @@ def generate(target: Path) -> None:
     sources = sorted(path.relative_to(PROTOS).as_posix() for path in (PROTOS / PACKAGE).glob("*.proto"))
     (target / PACKAGE).mkdir(parents=True, exist_ok=True)
     well_known = Path(protoc.__file__).resolve().parent / "_proto"
-    plugins = [
-        f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")
-    ]
+    scripts = Path(sys.executable).parent
+    plugins = [f"--plugin=protoc-gen-{name}={scripts / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
     arguments = ["protoc", f"-I{PROTOS}", f"-I{GOOGLEAPIS}", f"-I{well_known}", *plugins]
     arguments += [f"--{kind}_out={target}" for kind in ("python", "grpc_python")]
     arguments += [f"--{kind}_out=quiet:{target}" for kind in ("mypy", "mypy_grpc")]
@@ -50,15 +49,13 @@ def googleapis(target: Path) -> None:
 
 def differences(fresh: Path) -> list[str]:
     """Names of generated files that differ between ``fresh`` and the SDK, or exist in one only."""
-    found = []
-    for directory in (fresh, TARGET):
-        for path in sorted((directory / PACKAGE).glob("*_pb2*")):
-            name = path.relative_to(directory)
-            if not (TARGET / name).exists() or not (fresh / name).exists():
-                found.append(name.as_posix())
-            elif not filecmp.cmp(fresh / name, TARGET / name, shallow=False):
-                found.append(name.as_posix())
-    return sorted(set(found))
+    names = {path.name for root in (fresh, TARGET) for path in (root / PACKAGE).glob("*_pb2*")}
+    pairs = {name: (fresh / PACKAGE / name, TARGET / PACKAGE / name) for name in names}
+    return sorted(
+        name
+        for name, (new, old) in pairs.items()
+        if not (new.exists() and old.exists() and filecmp.cmp(new, old, shallow=False))
+    )
 
 
 def main() -> None:

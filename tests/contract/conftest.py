@@ -20,7 +20,6 @@ from faceteer.v1 import (
     sae_pb2_grpc,
     studio_pb2_grpc,
 )
-
 from faceteer_runtime.healthcheck import check
 
 
