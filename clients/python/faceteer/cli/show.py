@@ -153,10 +153,10 @@ def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.Fe
     ):
         if related:
             names = ", ".join(f"{one.label or 'unlabelled'} #{one.index} ({one.score:.2g})" for one in related[:6])
-            to.print(Text.assemble(("  " + title + " ", "dim"), names))
+            to.print(_indented(Text.assemble((title + " ", "dim"), names)))
     if examples:
         names = ", ".join(f"{one.picture} ({one.activation:.2f})" for one in examples[:6])
-        to.print(Text.assemble(("  strongest on ", "dim"), names))
+        to.print(_indented(Text.assemble(("strongest on ", "dim"), names)))
 
 
 def status(to: Console, server: faceteer.ServerStatus) -> None:
@@ -240,8 +240,9 @@ def _title(to: Console, name: str, facts: str) -> None:
     to.print(_indented(facts))
 
 
-def _indented(words: str, style: str = "dim") -> Padding:
-    return Padding(Text(words, style), (0, 0, 0, 2), expand=False)
+def _indented(words: str | Text, style: str = "dim") -> Padding:
+    text = words if isinstance(words, Text) else Text(words, style)
+    return Padding(text, (0, 0, 0, 2), expand=False)
 
 
 def _label(label: str) -> Text:
