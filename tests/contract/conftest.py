@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
 import pytest
-from compose_processes import ComposeProcesses, free_port
+from all_in_one import start_all_in_one
+from compose_processes import ComposeProcesses
 from faceteer.v1 import (
     encoder_pb2_grpc,
     generator_pb2_grpc,
@@ -20,33 +17,6 @@ from faceteer.v1 import (
     sae_pb2_grpc,
     studio_pb2_grpc,
 )
-from faceteer_runtime.healthcheck import check
-
-
-def start_all_in_one(
-    bundle: Path, directory: Path, *flags: str, **environment: str
-) -> tuple[subprocess.Popen[bytes], str]:
-    """Starts ``python -m faceteer_studio --all-in-one`` and returns the process and its address once it serves."""
-    directory.mkdir(parents=True, exist_ok=True)
-    address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "faceteer_studio", "--all-in-one", "--listen", address, "--bundle", str(bundle)]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FACETEER_")}
-    with (directory / "all-in-one.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--reflection", *flags],
-            stdout=log,
-            stderr=log,
-            cwd=directory,
-            env={**inherited, "OMP_NUM_THREADS": "1", "FACETEER_LIBRARY_LABELS_PATH": str(directory / "labels.sqlite")}
-            | environment,
-        )
-    deadline = time.monotonic() + 90
-    while check(address) != "SERVING":
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError((directory / "all-in-one.log").read_text()[-3000:])
-        time.sleep(0.1)
-    return process, address
 
 
 def stubs(address: str) -> SimpleNamespace:

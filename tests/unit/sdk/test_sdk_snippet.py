@@ -24,7 +24,7 @@ def test_the_readmes_example_runs_as_written(
     exec(compile(code, str(README), "exec"), {})
     shown = capsys.readouterr().out
     assert "5 snow 0.98" in shown
-    assert "#412            add          0.00       0.50      0.50" in shown
+    assert "#41             add          0.00       0.50      0.50" in shown
     for name in ("boat-night.png", "beach-night.png", "mixed.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (8, 8)
