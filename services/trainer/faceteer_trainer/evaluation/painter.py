@@ -43,7 +43,7 @@ class Painter:
         self.steps, self.batch = steps, batch
         self.pool: ProcessPoolExecutor | None = None
         if workers:
-            self.pool = ProcessPoolExecutor(workers, get_context("spawn"), None, _load, (str(directory),))
+            self.pool = ProcessPoolExecutor(workers, get_context("spawn"), _load, (str(directory),))
         else:
             _load(str(directory))
 

@@ -61,6 +61,9 @@ def write_generator(unet: UNet2DConditionModel, movq: VQModel, negative: torch.T
         half = kind.from_config(model.config)
         half.load_state_dict(model.state_dict())
         half.half().save_pretrained(directory / name)
+        config = json.loads((directory / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where it lay on the machine that made it
+        (directory / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     build_scheduler().save_pretrained(directory / "scheduler")
     index = {
         "_class_name": "KandinskyV22Pipeline",
