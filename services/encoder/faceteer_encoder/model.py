@@ -86,8 +86,11 @@ def load_encoder(
         config = json.loads(path.read_text(encoding="utf-8"))
         model_cfg, preprocess_cfg = dict(config["model_cfg"]), dict(config["preprocess_cfg"])
         embed_dim = int(model_cfg["embed_dim"])
-        preprocessor = Preprocessor(preprocess_cfg, max_bytes=max_image_bytes, max_pixels=max_image_pixels)
         model = _load_weights(model_cfg, directory / WEIGHTS)
+        visual: Any = model.visual
+        # The model's own size, as in open_clip: many configurations name none, and another would not fit the model.
+        preprocess_cfg["size"] = getattr(visual, "image_size", preprocess_cfg.get("size", 224))
+        preprocessor = Preprocessor(preprocess_cfg, max_bytes=max_image_bytes, max_pixels=max_image_pixels)
     except FileNotFoundError:
         raise BundleError(f"{path}: missing") from None
     except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
@@ -119,6 +122,9 @@ def _load_weights(model_cfg: dict[str, Any], path: Path) -> nn.Module:
     # On the meta device first: random initialisation of a large model takes longer than reading it, and as much memory.
     with torch.device("meta"):
         model = _build(model_cfg)
+    if "logit_bias" not in model.state_dict():
+        # What training adds to the logits; no embedding depends on it, and not every configuration announces it.
+        weights.pop("logit_bias", None)
     try:
         model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
