@@ -36,8 +36,6 @@ def apply_edits(
 
 
 @torch.no_grad()
-def transfer(
-    sae: SparseAutoencoder, source: torch.Tensor, target: torch.Tensor, onto: torch.Tensor
-) -> torch.Tensor:
+def transfer(sae: SparseAutoencoder, source: torch.Tensor, target: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
     """`onto` [n, d] plus the difference of features that leads from `source` to `target`, row by row."""
     return onto + (sae.encode(target) - sae.encode(source)) @ sae.W_dec

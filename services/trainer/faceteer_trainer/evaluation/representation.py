@@ -22,8 +22,8 @@ class Embedded(NamedTuple):
     """Pictures with their embeddings and their truth."""
 
     pictures: npt.NDArray[np.uint8]  # [n, 64, 64, 3]
-    embeds: torch.Tensor             # [n, d]
-    codes: npt.NDArray[np.uint8]     # [n, 8]
+    embeds: torch.Tensor  # [n, d]
+    codes: npt.NDArray[np.uint8]  # [n, 8]
 
     def rows(self, start: int, stop: int) -> Embedded:
         """A part of them."""

@@ -43,14 +43,14 @@ class EvaluationSettings:
     judge_steps: int = 900
     train_pictures: int = 10_000
     test_pictures: int = 4_000
-    pool: int = 240         # pictures that are edited
-    per_value: int = 30     # of them, edited towards each factor value
-    per_value_control: int = 12  # for the wrong sign and for ablation
-    per_value_sweep: int = 4
-    sweep: tuple[float, ...] = (0.25, 0.5, 1.5, 2.0)
-    transfers: int = 120
-    stacks: int = 60
-    steps: int = 10
+    pool: int = 200  # pictures that are edited
+    per_value: int = 30  # of them, edited towards each factor value
+    per_value_control: int = 10  # for the wrong sign and for ablation
+    per_value_sweep: int = 3
+    sweep: tuple[float, ...] = (0.25, 0.5, 2.0)
+    transfers: int = 96
+    stacks: int = 48
+    steps: int = 8
     workers: int = 2
 
 
@@ -180,7 +180,7 @@ def _check_steps(
     directory: Path, judge: Judge, pool: Embedded, settings: EvaluationSettings, steps: int
 ) -> dict[str, Any]:
     """Factors kept with the bundle's own number of steps, beside the fewer that this evaluation paints with."""
-    few = min(96, len(pool.codes))
+    few = min(64, len(pool.codes))
     seeds = split_seeds(5, few)
     shares = {}
     for number in (settings.steps, steps):

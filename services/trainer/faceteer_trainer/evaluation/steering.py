@@ -161,9 +161,7 @@ class Steering:
             kept += kept_factors(codes[None], self.before[row][None], index)
         return {"reached": total.as_dict(), "kept": kept.as_dict()}
 
-    def _triples(
-        self, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64], list[tuple[int, int]]]:
+    def _triples(self, count: int) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64], list[tuple[int, int]]]:
         onto, goals, before, after = [], [], [], []
         for number in range(count):
             index = number % len(FACTOR_NAMES)

@@ -50,11 +50,11 @@ class ClipSettings:
     full_captions: int = 48
     short_captions: int = 48
     peak_rate: float = 1.5e-3
-    within_factor: float = 1.0   # weight of the competition within a factor
-    additive: float = 0.5        # weight of the pull towards the sum of one-value captions
-    norm: float = 7.3            # the raw embedding's norm is drawn here, gently
-    geometry: float = 1.0        # weight of `geometry_loss` ...
-    geometry_from: float = 0.6   # ... once this share of the budget is used
+    within_factor: float = 1.0  # weight of the competition within a factor
+    additive: float = 0.5  # weight of the pull towards the sum of one-value captions
+    norm: float = 7.3  # the raw embedding's norm is drawn here, gently
+    geometry: float = 1.0  # weight of `geometry_loss` ...
+    geometry_from: float = 0.6  # ... once this share of the budget is used
 
 
 def model_config(settings: ClipSettings, vocabulary: int) -> dict[str, Any]:

@@ -63,10 +63,7 @@ def draw_corpus(directory: Path, count: int, seed: int, processes: int = 1) -> C
         else:
             bounds = np.linspace(0, count, processes + 1).astype(int).tolist()
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                jobs = [
-                    pool.submit(_draw, str(path), count, seed, start, stop)
-                    for start, stop in pairwise(bounds)
-                ]
+                jobs = [pool.submit(_draw, str(path), count, seed, start, stop) for start, stop in pairwise(bounds)]
                 for job in jobs:
                     job.result()
         card.write_text(json.dumps(wanted) + "\n")  # written last: a half-drawn corpus is drawn again

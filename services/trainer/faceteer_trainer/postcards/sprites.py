@@ -28,7 +28,7 @@ COLOURS: dict[str, RGB] = {
 }
 INK: RGB = (16, 14, 24)
 CANVAS = 200  # a sprite is drawn on 200 x 200 and shrunk
-MARGIN = 14   # room for its outline
+MARGIN = 14  # room for its outline
 
 
 def mix(colour: RGB, other: RGB, share: float) -> RGB:

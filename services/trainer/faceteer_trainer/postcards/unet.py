@@ -32,8 +32,8 @@ class UnetSettings:
     batch: int = 48
     peak_rate: float = 1.6e-3
     warmup_steps: int = 200
-    dropped: float = 0.1          # share of embeddings replaced by the negative one
-    noise: float = 0.15           # standard deviation added to half of the standardised embeddings
+    dropped: float = 0.1  # share of embeddings replaced by the negative one
+    noise: float = 0.15  # standard deviation added to half of the standardised embeddings
     ema_decay: float = 0.999
 
 

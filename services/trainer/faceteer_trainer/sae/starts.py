@@ -16,8 +16,8 @@ import torch
 class Starts(NamedTuple):
     """Directions found, the most skewed first: s of them."""
 
-    encoder: torch.Tensor   # [d, s]: projections x @ encoder are in units of the decoder's directions
-    decoder: torch.Tensor   # [s, d], norm 1
+    encoder: torch.Tensor  # [d, s]: projections x @ encoder are in units of the decoder's directions
+    decoder: torch.Tensor  # [s, d], norm 1
     skewness: torch.Tensor  # [s]
 
 

@@ -17,10 +17,10 @@ STRONG = 0.3  # of its own p99: a feature that only flickers does not count as f
 class FeatureStatistics(NamedTuple):
     """One row a feature, n features."""
 
-    firing_share: torch.Tensor     # f32 [n]: the share of pictures in which it fires
-    p99: torch.Tensor              # f32 [n]: 99th percentile of its activation where it fires; 0 if it never does
-    rivals_offsets: torch.Tensor   # i64 [n + 1]: feature i's rivals are indices[offsets[i] : offsets[i + 1]]
-    rivals_indices: torch.Tensor   # i32
+    firing_share: torch.Tensor  # f32 [n]: the share of pictures in which it fires
+    p99: torch.Tensor  # f32 [n]: 99th percentile of its activation where it fires; 0 if it never does
+    rivals_offsets: torch.Tensor  # i64 [n + 1]: feature i's rivals are indices[offsets[i] : offsets[i + 1]]
+    rivals_indices: torch.Tensor  # i32
 
     def rivals(self, feature: int) -> list[int]:
         """The features that never fire with this one although both are common."""

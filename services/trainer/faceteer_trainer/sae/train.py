@@ -39,8 +39,8 @@ class SaeSettings:
     low_k: float = 10.0
     anneal: float = 0.3
     wake_every: int = 200  # steps between looks for dead latents, after the anneal and until 75 % of the budget
-    skewed: bool = True   # first directions of the first half of the latents: see `starts`
-    neighbour: int = 5    # first directions lead to each picture from its neighbour of this rank; 0: random ones
+    skewed: bool = True  # first directions of the first half of the latents: see `starts`
+    neighbour: int = 5  # first directions lead to each picture from its neighbour of this rank; 0: random ones
 
 
 def explained_variance(embeds: torch.Tensor, output: torch.Tensor) -> float:
