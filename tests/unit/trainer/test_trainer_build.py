@@ -32,7 +32,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_is_sealed_and_whole(trial: Path) -> None:
     bundle = verify(trial)
     assert bundle.name == "postcards"
-    assert {"encoder", "sae", "generator"} <= set(bundle.parts)
+    assert set(bundle.parts) == {"encoder", "sae", "generator", "library"}
     assert bundle.part("generator").facts["sizes"] == [[64, 64]]
 
 
