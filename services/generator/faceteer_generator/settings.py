@@ -14,6 +14,7 @@ from pydantic import Field
 class GeneratorSettings(ServiceSettings):
     """Settings of ``python -m faceteer_generator``; the all-in-one process reads them too."""
 
+    listen: str = Field("127.0.0.1:50053", description="Address and port to serve on; port 0 picks a free one.")
     generator_max_batch: int = Field(16, ge=1, description="Most pictures denoised together in one step.")
     generator_max_queue: int = Field(
         64, ge=1, description="Most pictures that wait for a place among them; more are refused at once."

@@ -14,6 +14,7 @@ from pydantic import Field
 class LibrarySettings(ServiceSettings):
     """Where people's labels are kept."""
 
+    listen: str = Field("127.0.0.1:50054", description="Address and port to serve on; port 0 picks a free one.")
     library_labels_path: Path | None = Field(
         None, description="File for people's labels, made at the first one; labels.sqlite in the bundle by default."
     )

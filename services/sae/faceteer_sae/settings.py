@@ -12,6 +12,7 @@ from pydantic import Field
 class SaeSettings(ServiceSettings):
     """Limits of SaeService; GetSae publishes them."""
 
+    listen: str = Field("127.0.0.1:50052", description="Address and port to serve on; port 0 picks a free one.")
     sae_max_batch: int = Field(
         256, ge=1, description="Most embeddings in one SAE call, and most encoded in one pass of the model."
     )
