@@ -70,8 +70,10 @@ def encode_error(server: SimpleNamespace, data: bytes) -> Failure:
         (b"%PDF-1.4 nothing", "UNREADABLE_IMAGE"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "UNREADABLE_IMAGE"),
         (png_of_size(100_000, 100_000), "IMAGE_TOO_LARGE"),
+        (b"http://127.0.0.1/boat.png", "UNREADABLE_IMAGE"),
+        (b"file:///etc/hostname", "UNREADABLE_IMAGE"),
     ],
-    ids=["empty", "text", "truncated-png", "truncated-jpeg", "pdf", "svg", "bomb"],
+    ids=["empty", "text", "truncated-png", "truncated-jpeg", "pdf", "svg", "bomb", "url", "path"],
 )
 def test_what_is_no_picture_is_refused_by_name(server: SimpleNamespace, data: bytes, reason: str) -> None:
     failure = encode_error(server, data)
