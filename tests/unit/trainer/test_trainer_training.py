@@ -154,10 +154,10 @@ def test_skewed_directions_are_the_single_features() -> None:
 
 def test_an_sae_finds_the_features_of_a_simple_world(tmp_path: Path) -> None:
     embeds, values = one_hot_world(4000)
-    model = train_sae(embeds, tmp_path, Budget(steps=300), SaeSettings(d_sae=48, k=4, start_k=5, low_k=4, batch=256))
+    model = train_sae(embeds, tmp_path, Budget(steps=800), SaeSettings(d_sae=48, k=4, start_k=5, low_k=4, batch=256))
     with torch.no_grad():
         features = model.encode(embeds)
-        assert explained_variance(embeds, model.decode(features)) > 0.97
+        assert explained_variance(embeds, model.decode(features)) > 0.99
         fires = (features > 0).float()
     for kind in range(3):
         for value in range(4):
