@@ -113,7 +113,9 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         f"{sae['d_sae']} features over {sae['d_in']} dimensions. Explained variance {sae['explained_variance']:.4f}, "
         f"cosine {sae['cosine']:.4f}, L0 {sae['l0_mean']:.2f} (1 %, median, 99 %: "
         + ", ".join(f"{v:.0f}" for v in sae["l0_quantiles"].values())
-        + f"). Dead: {percent(sae['dead_share'])} % over {sae['dead_window']} pictures. Monosemanticity "
+        + f"). Dead: {percent(sae['dead_share'])} % over {sae['dead_window']} fresh pictures, "
+        f"{percent(sae['dead_share_statistics'])} % over the larger corpus of the bundle's own statistics. "
+        "Monosemanticity "
         f"{sae['monosemanticity_mean']:.3f}, of the same activations on shuffled pictures "
         f"{sae['monosemanticity_random']:.3f} (similarity by the judge's features).", "",
         "## Steering", "",
@@ -127,7 +129,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
             for scaled, arms in steering["sweep"].items()
         ]),
         "Ablating a value's feature where it is shown: still shown in "
-        f"{interval(steering['ablate']['still_shown'])} %, "
+        f"{interval(steering['ablate']['still_shown'])} % (nothing takes its place, so the decoder chooses), "
         f"other factors kept {interval(steering['ablate']['kept'])} %.", "",
         f"Transfer (B differs from A in one factor; the difference is applied to C): reached "
         f"{interval(steering['transfer']['reached'])} %, kept {interval(steering['transfer']['kept'])} %.", "",
@@ -138,7 +140,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         ]),
         "## By value", "", *_values(results),
         f"One picture, {results['one_picture']['steps']:.0f} steps with guidance, float32, "
-        f"{results['one_picture']['threads']:.0f} threads: {results['one_picture']['seconds']:.2f} s. "
+        f"{results['one_picture']['threads']:.0f} thread(s): {results['one_picture']['seconds']:.2f} s. "
         f"This evaluation took {results['minutes']:.1f} minutes.",
     ]  # fmt: skip
     path.write_text("\n".join(lines) + "\n")

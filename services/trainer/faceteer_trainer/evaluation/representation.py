@@ -100,6 +100,7 @@ def measure_sae(bundle: LoadedBundle, judge: Judge, choose: Embedded, test: Embe
         "cosine": float(nn.functional.cosine_similarity(test.embeds, output).mean()),
         "l0_mean": float(l0.mean()), "l0_quantiles": {str(q): float(l0.quantile(q)) for q in (0.01, 0.5, 0.99)},
         "dead_share": dead, "dead_window": len(window),
+        "dead_share_statistics": float((bundle.statistics.firing_share == 0).float().mean()),
         "monosemanticity_mean": float(np.nanmean(scores)), "monosemanticity_random": float(np.nanmean(baseline)),
         "values": {b.name: {"feature": b.feature, "auc": round(b.auc, 4)} for b in best},
         "values_with_auc_95": float(np.mean([b.auc >= 0.95 for b in best])),
