@@ -126,7 +126,8 @@ def up(address: str, bundle: Path) -> None:
     wait_until_serving(process, address, log)
     (STATE / f"{port}.pid").write_text(str(process.pid))
     print(f"Serving {bundle} at {address} (process {process.pid}, log {log.relative_to(ROOT)}).")
-    print(f"Try:  .venv/bin/faceteer --address {address} open {next(iter(sorted((bundle / "examples").glob("*.png"))), "PICTURE")}")
+    example = next(iter(sorted((bundle / "examples").glob("*.png"))), "PICTURE")
+    print(f"Try:  .venv/bin/faceteer --address {address} open {example}")
     print("Stop: make down")
 
 
