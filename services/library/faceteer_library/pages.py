@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from faceteer_runtime.errors import InvalidField
 
+_MOST_ITEMS = 2**31 - 1  # total_size is an int32
+
 
 class Page(NamedTuple):
     """Where a page begins and how many items it holds at most."""
@@ -33,7 +35,7 @@ def read_page(request: Any, *, default: int, most: int) -> Page:
         return Page(0, size)
     try:
         offset, digest = base64.urlsafe_b64decode(request.page_token.encode()).decode().split(".")
-        if digest == _digest(request) and int(offset) >= 0:
+        if digest == _digest(request) and 0 <= int(offset) <= _MOST_ITEMS:
             return Page(int(offset), size)
     except (binascii.Error, ValueError):
         pass

@@ -38,5 +38,5 @@ class People:
                         connection.execute("INSERT INTO labels VALUES (?, ?, ?, ?)", (feature, label, author, at))
                         connection.execute("INSERT INTO people_words (rowid, label) VALUES (?, ?)", (feature, label))
                     connection.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (feature, label, author, at))
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 raise OSError(f"{self.path}: {error}") from error

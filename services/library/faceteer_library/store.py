@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
+import unicodedata
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +72,7 @@ class Store:
     """A library file. Methods may be called from any thread.
 
     Raises:
-        BundleError: the file is missing, is no library, or is of another version.
+        BundleError: the file is missing, is no library, or is of another version; or people's labels are no such file.
     """
 
     def __init__(self, path: Path, people: Path) -> None:
@@ -100,11 +102,12 @@ class Store:
         Raises:
             UnknownFeature: with the nearest labels.
         """
+        fold = _fold_function(label)
         rows = self._read(
-            f"""SELECT {_COLUMNS} {_FROM} WHERE p.label IS NULL AND lower(f.label) = lower(?1) AND f.label <> ''
+            f"""SELECT {_COLUMNS} {_FROM} WHERE p.label IS NULL AND {fold}(f.label) = {fold}(?1) AND f.label <> ''
             UNION ALL SELECT {_COLUMNS} FROM people.labels p JOIN features f ON f.feature = p.feature
-            WHERE lower(p.label) = lower(?1)
-            ORDER BY f.detection_score DESC, f.firing_share DESC LIMIT 1""",
+            WHERE {fold}(p.label) = {fold}(?1)
+            ORDER BY f.detection_score DESC, f.firing_share DESC, f.feature LIMIT 1""",
             label.strip(),
         )
         if rows:
@@ -130,7 +133,8 @@ class Store:
             UNION ALL SELECT rowid, -bm25(people_words) FROM people.people_words WHERE people_words MATCH ?)
             SELECT {{what}} FROM hits JOIN features f ON f.feature = hits.feature
             LEFT JOIN people.labels p ON p.feature = f.feature WHERE {chosen.where}"""
-        exact = "(lower(COALESCE(p.label, f.label)) = lower(?))"
+        fold = _fold_function(words)
+        exact = f"({fold}(COALESCE(p.label, f.label)) = {fold}(?))"
         rows = self._read(
             hits.format(what=f"{_COLUMNS}, hits.score, {exact} AS exact")
             + " ORDER BY exact DESC, hits.score DESC, f.firing_share DESC, f.feature LIMIT ? OFFSET ?",
@@ -202,14 +206,36 @@ class Store:
         if connection is None:
             # immutable: the bundle may lie on a read-only disk, where SQLite could not even take a lock.
             connection = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+            connection.create_function("fold", 1, _fold, deterministic=True)
             connection.execute("ATTACH ':memory:' AS people")
             connection.executescript(re.sub(r"(TABLE IF NOT EXISTS) ", r"\1 people.", PEOPLE))
             local.connection, local.people = connection, False
-        if not local.people and self._people.is_file():
+        if not local.people and self._people_ready():
             connection.execute("DETACH people")
             connection.execute("ATTACH ? AS people", (f"{self._people.resolve().as_uri()}?mode=ro",))
             local.people = True
         return connection
+
+    def _people_ready(self) -> bool:
+        """Whether the file of people's labels exists and has its tables, the last of which is ``history``."""
+        if not self._people.is_file():
+            return False
+        with closing(sqlite3.connect(f"{self._people.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            try:
+                return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'history'").fetchone())
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                raise BundleError(f"{self._people}: not a file of people's labels ({error})") from None
+
+
+def _fold(text: str | None) -> str | None:
+    return None if text is None else unicodedata.normalize("NFC", text).casefold()
+
+
+def _fold_function(text: str) -> str:
+    """SQLite's lower() has an index, but knows only ASCII; for the rest there is ``fold``, which reads every row."""
+    return "lower" if text.isascii() else "fold"
 
 
 def match_expression(words: str) -> str:
