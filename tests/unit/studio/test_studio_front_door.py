@@ -212,7 +212,8 @@ async def test_the_remaining_deadline_is_passed_on(door: SimpleNamespace) -> Non
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     (deadline,) = door.generator_servicer.deadlines
     assert deadline is not None
-    assert 0 < deadline <= 2.0
+    # On the wire a timeout is rounded up, so the child may see a few milliseconds more; never no deadline at all.
+    assert 0 < deadline < 2.1
 
 
 @pytest.mark.parametrize("through", ["studio", "gateway"])
