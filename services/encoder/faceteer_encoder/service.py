@@ -29,11 +29,7 @@ def build(resources: Resources) -> Service:
     Raises:
         BundleError: the bundle has no encoder, or one that cannot be used.
     """
-    settings = (
-        resources.settings
-        if isinstance(resources.settings, EncoderSettings)
-        else EncoderSettings.from_other(resources.settings)
-    )
+    settings = EncoderSettings.from_other(resources.settings)
     torch.set_num_threads(settings.threads)
     part = resources.bundle.part("encoder")
     encoder, preprocessor = load_encoder(

@@ -30,9 +30,7 @@ def build(resources: Resources) -> Service:
     Raises:
         BundleError: the bundle has no generator, or one that cannot be used.
     """
-    settings = resources.settings
-    if not isinstance(settings, GeneratorSettings):
-        settings = GeneratorSettings.from_other(settings)
+    settings = GeneratorSettings.from_other(resources.settings)
     part = resources.bundle.part("generator")
     torch.set_num_threads(settings.threads)
     decoder = load_decoder(part.path, device=settings.device, dtype=settings.generator_dtype)

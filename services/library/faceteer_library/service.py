@@ -26,11 +26,7 @@ def build(resources: Resources) -> Service:
     Raises:
         BundleError: the bundle has no library, or one of another SAE.
     """
-    settings = (
-        resources.settings
-        if isinstance(resources.settings, LibrarySettings)
-        else LibrarySettings.from_other(resources.settings)
-    )
+    settings = LibrarySettings.from_other(resources.settings)
     part = resources.bundle.part("library")
     # Outside the part's directory: sealing and verifying the bundle do not see people's labels.
     people = People(settings.library_labels_path or resources.bundle.directory / "labels.sqlite")

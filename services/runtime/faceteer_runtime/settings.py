@@ -87,7 +87,13 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def from_other(cls, other: ServiceSettings, **changes: Any) -> Self:
-        """Shared fields from ``other``, ``changes`` on top, the rest from environment and default."""
+        """Shared fields from ``other``, ``changes`` on top, the rest from environment and default.
+
+        ``other`` itself when it is of this class already and nothing changes, so that a service's ``build`` need not
+        ask whether it runs alone.
+        """
+        if isinstance(other, cls) and not changes:
+            return other
         shared = {name: getattr(other, name) for name in cls.model_fields if name in type(other).model_fields}
         return cls(**(shared | changes))
 

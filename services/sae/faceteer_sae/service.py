@@ -29,11 +29,7 @@ def build(resources: Resources) -> Service:
     Raises:
         BundleError: the bundle has no SAE, or one that cannot be used.
     """
-    settings = (
-        resources.settings
-        if isinstance(resources.settings, SaeSettings)
-        else SaeSettings.from_other(resources.settings)
-    )
+    settings = SaeSettings.from_other(resources.settings)
     torch.set_num_threads(settings.threads)
     part = resources.bundle.part("sae")
     sae = SparseAutoencoder.load(part.path, settings.device)

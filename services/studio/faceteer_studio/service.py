@@ -37,11 +37,7 @@ def studio(resources: Resources, upstreams: Upstreams) -> Service:
 
 def build(resources: Resources) -> list[Service]:
     """The studio, and the other four services forwarded: one address serves all five."""
-    settings = (
-        resources.settings
-        if isinstance(resources.settings, StudioSettings)
-        else StudioSettings.from_other(resources.settings)
-    )
+    settings = StudioSettings.from_other(resources.settings)
     upstreams = Upstreams(
         encoder=RemoteUpstream("encoder", settings.studio_encoder_address),
         sae=RemoteUpstream("sae", settings.studio_sae_address),
