@@ -425,7 +425,7 @@ class ListFeaturesRequest(_message.Message):
     page_size: _builtins.int
     """1 to 1000; 0 means 50. Larger is cut to 1000."""
     page_token: _builtins.str
-    """From the previous page; the other fields must be unchanged (INVALID_ARGUMENT otherwise)."""
+    """From the previous page; the other fields, page_size apart, must be unchanged (INVALID_ARGUMENT otherwise)."""
     @_builtins.property
     def filter(self) -> Global___FeatureFilter:
         """Which."""
