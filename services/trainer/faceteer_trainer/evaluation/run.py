@@ -43,10 +43,10 @@ class EvaluationSettings:
     judge_steps: int = 900
     train_pictures: int = 10_000
     test_pictures: int = 4_000
-    pool: int = 200  # pictures that are edited
+    pool: int = 400  # pictures that are edited; enough that each of eight subjects is shown by thirty
     per_value: int = 30  # of them, edited towards each factor value
-    per_value_control: int = 10  # for the wrong sign and for ablation
-    per_value_sweep: int = 3
+    per_value_control: int = 30  # for the wrong sign and for ablation
+    per_value_sweep: int = 30  # at each other strength
     sweep: tuple[float, ...] = (0.25, 0.5, 2.0)
     transfers: int = 96
     stacks: int = 48
