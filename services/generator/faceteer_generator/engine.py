@@ -15,9 +15,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,9 +25,10 @@ from faceteer_runtime.cache import Cache
 from faceteer_runtime.errors import Draining, QueueFull
 from faceteer_runtime.metrics import Metrics
 
-from faceteer_generator.events import Event, Finished, Image, Mailbox, Preview, Progress, Queued, Started
+from faceteer_generator.events import Finished, Image, Preview, Progress, Queued, Started
 from faceteer_generator.pictures import encode_picture
-from faceteer_generator.requests import Drawing, Format, Generation, image_key
+from faceteer_generator.requests import Drawing, Generation, image_key
+from faceteer_generator.runs import Job, Run
 
 _log = logging.getLogger(__name__)
 _MIN_RETRY_S = 0.05
@@ -50,56 +50,6 @@ class Model(Protocol):
 
     def preview(self, estimates: Sequence[Any]) -> list[np.ndarray]:
         """Estimates of clean latents of one size to pixels, of a smaller picture where that is cheaper."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """One picture being drawn, for every run that wants exactly it."""
-
-    key: str
-    drawing: Drawing
-    format: Format
-    quality: int
-    watchers: list[tuple[Run, int]] = field(default_factory=list)
-    picture: Any = None
-    steps_done: int = 0
-    drawn: bool = False
-    preview: asyncio.Task[None] | None = None
-
-
-class Run:
-    """One request under way. Close it when nobody reads its events any more."""
-
-    def __init__(self, engine: Engine, generation: Generation, preview_every: int) -> None:
-        self.generation = generation
-        self.preview_every = preview_every
-        self.jobs: list[_Job] = []
-        self.mailbox = Mailbox()
-        self.submitted = time.perf_counter()
-        self.started: float | None = None
-        self.left = 0
-        self.compute_s = 0.0
-        self.cache_us = 0
-        # Pictures out of the cache, kept back until Started has been said.
-        self.cached: list[Image] = []
-        self._engine = engine
-
-    def events(self) -> AsyncIterator[Event]:
-        """Queued, Started, then Progress, Preview and Image, and Finished last.
-
-        Raises:
-            Exception: what stopped one of the pictures; Draining when the server stops.
-        """
-        return self.mailbox.read()
-
-    @property
-    def waited_us(self) -> int:
-        """Microseconds from submit to the first step; 0 before that."""
-        return 0 if self.started is None else int((self.started - self.submitted) * 1e6)
-
-    def close(self) -> None:
-        """Stops drawing what nobody else waits for, from the next step on. Idempotent."""
-        self._engine.leave(self)
 
 
 class Engine:
@@ -134,7 +84,7 @@ class Engine:
         self._max_live = max_batch + max_queue
         self._model, self._worker, self._cache, self._precision = model, worker, cache, precision
         self._runs: dict[Run, None] = {}
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._driver: asyncio.Task[None] | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
         self._files = ThreadPoolExecutor(2, thread_name_prefix="pictures")
@@ -178,7 +128,7 @@ class Engine:
             QueueFull: too many pictures wait; at once, with an estimate of when there is room.
             Draining: the engine is closed.
         """
-        run = Run(self, generation, preview_every)
+        run = Run(self.leave, generation, preview_every)
         drawings = generation.drawings(embeds, negative)
         file = (generation.format, generation.quality)
         keys = [image_key(self.revision, self._precision, drawing, *file) for drawing in drawings]
@@ -201,7 +151,7 @@ class Engine:
                 continue
             job = self._jobs.get(key)
             if job is None:
-                job = self._jobs[key] = _Job(key, drawing, *file)
+                job = self._jobs[key] = Job(key, drawing, *file)
             job.watchers.append((run, index))
             run.jobs.append(job)
         if run.left:
@@ -239,11 +189,11 @@ class Engine:
         run.mailbox.fail(error)
         self.leave(run)
 
-    def _fail_job(self, job: _Job, error: BaseException) -> None:
+    def _fail_job(self, job: Job, error: BaseException) -> None:
         for run in {run for run, _ in job.watchers}:
             self._fail(run, error)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
             self._measure_depth()
@@ -258,10 +208,10 @@ class Engine:
 
     # -- steps -------------------------------------------------------------------------------
 
-    def _pick(self) -> list[_Job]:
+    def _pick(self) -> list[Job]:
         """The pictures of the next step: first ones first, in order of arrival."""
         lines = [[job for job in run.jobs if not job.drawn] for run in self._runs]
-        picked: dict[int, _Job] = {}
+        picked: dict[int, Job] = {}
         place = 0
         while len(picked) < self.max_batch and (lines := [line for line in lines if place < len(line)]):
             for line in lines:
@@ -289,7 +239,7 @@ class Engine:
             for run in list(self._runs):
                 self._fail(run, error)
 
-    def _step(self, jobs: list[_Job], wanted: list[bool]) -> float:
+    def _step(self, jobs: list[Job], wanted: list[bool]) -> float:
         """On the model's thread: begins those that are new and steps all; the seconds it took."""
         started = time.perf_counter()
         for job in jobs:
@@ -298,7 +248,7 @@ class Engine:
         self._model.step([job.picture for job in jobs], wanted)
         return time.perf_counter() - started
 
-    def _announce(self, jobs: list[_Job]) -> None:
+    def _announce(self, jobs: list[Job]) -> None:
         for job in jobs:
             for run, _ in job.watchers:
                 if run.started is None:
@@ -312,7 +262,7 @@ class Engine:
             run.mailbox.put(image)
         run.cached = []
 
-    def _wants_preview(self, job: _Job) -> bool:
+    def _wants_preview(self, job: Job) -> bool:
         step = job.steps_done + 1
         return (
             (job.preview is None or job.preview.done())
@@ -320,14 +270,14 @@ class Engine:
             and any(run.preview_every and step % run.preview_every == 0 for run, _ in job.watchers)
         )
 
-    def _account(self, jobs: list[_Job], seconds: float) -> None:
+    def _account(self, jobs: list[Job], seconds: float) -> None:
         self._step_s = seconds if self._step_s == 0.0 else 0.8 * self._step_s + 0.2 * seconds
         self._sizes.observe(len(jobs))
         self._model_seconds.observe(seconds)
         for run in {run for job in jobs for run, _ in job.watchers}:
             run.compute_s += seconds
 
-    def _report(self, job: _Job) -> None:
+    def _report(self, job: Job) -> None:
         """Tells watchers of a step; fails them when the picture cannot go on."""
         if job.picture.error is not None:
             self._fail_job(job, job.picture.error)
@@ -341,16 +291,16 @@ class Engine:
 
     # -- pixels and files --------------------------------------------------------------------
 
-    async def _decode(self, jobs: list[_Job], *, final: bool) -> None:
+    async def _decode(self, jobs: list[Job], *, final: bool) -> None:
         """Decodes pictures or previews, a few of one size at a time; their files are made beside the next steps."""
-        sizes: dict[tuple[int, int], list[_Job]] = defaultdict(list)
+        sizes: dict[tuple[int, int], list[Job]] = defaultdict(list)
         for job in jobs:
             sizes[job.drawing.width, job.drawing.height].append(job)
         for same in sizes.values():
             for first in range(0, len(same), _DECODE_BATCH):
                 await self._decode_some([job for job in same[first : first + _DECODE_BATCH] if job.watchers], final)
 
-    async def _decode_some(self, jobs: list[_Job], final: bool) -> None:
+    async def _decode_some(self, jobs: list[Job], final: bool) -> None:
         if not jobs:
             return
         started = time.perf_counter()
@@ -375,7 +325,7 @@ class Engine:
             else:
                 job.preview = self._spawn(self._send_preview(job, job.steps_done, pixels))
 
-    async def _deliver(self, job: _Job, pixels: np.ndarray) -> None:
+    async def _deliver(self, job: Job, pixels: np.ndarray) -> None:
         height, width = pixels.shape[:2]
         try:
             data = await self._encode(job, pixels)
@@ -394,7 +344,7 @@ class Engine:
                 run.mailbox.put(Finished(False, run.waited_us, int(run.compute_s * 1e6), run.cache_us))
                 self._runs.pop(run, None)
 
-    async def _send_preview(self, job: _Job, step: int, pixels: np.ndarray) -> None:
+    async def _send_preview(self, job: Job, step: int, pixels: np.ndarray) -> None:
         try:
             data = await self._encode(job, pixels)
         except Exception:
@@ -404,7 +354,7 @@ class Engine:
             if run.preview_every:
                 run.mailbox.put(Preview(index, step, data))
 
-    async def _encode(self, job: _Job, pixels: np.ndarray) -> bytes:
+    async def _encode(self, job: Job, pixels: np.ndarray) -> bytes:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._files, encode_picture, pixels, job.format, job.quality)
 
