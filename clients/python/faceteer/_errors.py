@@ -13,7 +13,8 @@ Knows nothing of gRPC: :mod:`faceteer._status` builds these from what a server s
     ├── NotFoundError (LookupError)
     │   ├── EmbeddingExpiredError                the server let the embedding go, and it could not be made again
     │   ├── UnknownFeatureError                  .nearest: labels that are close
-    │   └── IconNotMadeError                     the feature has no icon yet
+    │   ├── IconNotMadeError                     the feature has no icon yet
+    │   └── NoiseExpiredError                    the server let an inverted picture's noise go
     ├── FailedPreconditionError
     │   ├── RevisionMismatchError                .part .expected .actual: made for other models
     │   └── NotInBundleError                     .part: the server's bundle lacks what the call needs
@@ -130,6 +131,10 @@ class UnknownFeatureError(NotFoundError):
 
 class IconNotMadeError(NotFoundError):
     """The feature has no icon yet."""
+
+
+class NoiseExpiredError(NotFoundError):
+    """The server no longer holds an inverted picture's noise; invert the picture again."""
 
 
 class FailedPreconditionError(FaceteerError):

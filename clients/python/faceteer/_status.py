@@ -25,6 +25,8 @@ _BY_REASON: dict[str, type[errors.FaceteerError]] = {
     "EMBEDDING_EXPIRED": errors.EmbeddingExpiredError,
     "UNKNOWN_FEATURE": errors.UnknownFeatureError,
     "ICON_NOT_MADE": errors.IconNotMadeError,
+    "NOISE_EXPIRED": errors.NoiseExpiredError,
+    "NOT_PERMITTED": errors.PermissionDeniedError,
     "REVISION_MISMATCH": errors.RevisionMismatchError,
     "NOT_IN_BUNDLE": errors.NotInBundleError,
     "QUEUE_FULL": errors.QueueFullError,

@@ -145,6 +145,25 @@ class NotInBundle(FaceteerError):
         super().__init__(description, metadata={"part": part})
 
 
+class NoiseExpired(FaceteerError):
+    """The cache no longer holds an inverted picture's noise."""
+
+    status = "NOT_FOUND"
+    reason = "NOISE_EXPIRED"
+
+    def __init__(self, noise_id: str) -> None:
+        super().__init__(
+            f"the noise {noise_id!r} is no longer cached; invert the picture again", metadata={"noise_id": noise_id}
+        )
+
+
+class NotPermitted(FaceteerError):
+    """The caller's access key does not allow this."""
+
+    status = "PERMISSION_DENIED"
+    reason = "NOT_PERMITTED"
+
+
 class QueueFull(FaceteerError):
     """Too much work is waiting already; ``retry_after_s`` is an estimate of when there will be room."""
 

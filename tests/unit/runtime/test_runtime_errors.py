@@ -24,6 +24,8 @@ EXAMPLES = [
     errors.IconNotMade(7),
     errors.RevisionMismatch("sae", "aaaa", "bbbb"),
     errors.NotInBundle("prior", "this bundle has no prior"),
+    errors.NoiseExpired("abc-123"),
+    errors.NotPermitted("safety class 'violence' needs an access key"),
     errors.QueueFull(0.25),
     errors.MessageTooLarge(10, 5),
     errors.Starting(),

@@ -56,6 +56,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a defect of ours; metadata "request_id" finds it in the server's log."""
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 15
     """RESOURCE_EXHAUSTED: the message is larger than the server takes."""
+    ERROR_REASON_NOT_PERMITTED: _ErrorReason.ValueType  # 16
+    """PERMISSION_DENIED: the caller's access key does not allow this."""
+    ERROR_REASON_NOISE_EXPIRED: _ErrorReason.ValueType  # 17
+    """NOT_FOUND: the inverted noise is no longer cached; invert the picture again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. ErrorInfo.reason holds the name without the prefix ERROR_REASON_."""
@@ -92,4 +96,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
 """INTERNAL: a defect of ours; metadata "request_id" finds it in the server's log."""
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 15
 """RESOURCE_EXHAUSTED: the message is larger than the server takes."""
+ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 16
+"""PERMISSION_DENIED: the caller's access key does not allow this."""
+ERROR_REASON_NOISE_EXPIRED: ErrorReason.ValueType  # 17
+"""NOT_FOUND: the inverted noise is no longer cached; invert the picture again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

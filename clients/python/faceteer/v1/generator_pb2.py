@@ -26,17 +26,17 @@ from faceteer.v1 import execution_pb2 as faceteer_dot_v1_dot_execution__pb2
 from faceteer.v1 import tensor_pb2 as faceteer_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61\x63\x65teer/v1/generator.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\xe7\x01\n\x12GenerationSettings\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x1b\n\x0eguidance_scale\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05seeds\x18\x05 \x03(\x04\x12)\n\tscheduler\x18\x06 \x01(\x0e\x32\x16.faceteer.v1.Scheduler\x12(\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x18.faceteer.v1.ImageFormat\x12\x0f\n\x07quality\x18\x08 \x01(\rB\x11\n\x0f_guidance_scale\"\x15\n\x13GetGeneratorRequest\"%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\xb2\x02\n\x14GetGeneratorResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x18\n\x10\x65ncoder_revision\x18\x03 \x01(\t\x12\x11\n\tembed_dim\x18\x04 \x01(\r\x12 \n\x05sizes\x18\x05 \x03(\x0b\x32\x11.faceteer.v1.Size\x12\x31\n\x08\x64\x65\x66\x61ults\x18\x06 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\x12\x11\n\tmax_steps\x18\x07 \x01(\r\x12\x11\n\tmax_seeds\x18\x08 \x01(\r\x12\x11\n\tmax_batch\x18\t \x01(\r\x12\x11\n\thas_prior\x18\n \x01(\x08\x12*\n\nschedulers\x18\x0b \x03(\x0e\x32\x16.faceteer.v1.Scheduler\"\xb0\x01\n\x0fGenerateRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12*\n\x08negative\x18\x02 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12\x31\n\x08settings\x18\x03 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\x12\x15\n\rpreview_every\x18\x04 \x01(\r\"\x8f\x02\n\x10GenerateResponse\x12%\n\x06queued\x18\x01 \x01(\x0b\x32\x13.faceteer.v1.QueuedH\x00\x12\'\n\x07started\x18\x02 \x01(\x0b\x32\x14.faceteer.v1.StartedH\x00\x12)\n\x08progress\x18\x03 \x01(\x0b\x32\x15.faceteer.v1.ProgressH\x00\x12\'\n\x07preview\x18\x04 \x01(\x0b\x32\x14.faceteer.v1.PreviewH\x00\x12#\n\x05image\x18\x05 \x01(\x0b\x32\x12.faceteer.v1.ImageH\x00\x12)\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x15.faceteer.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"K\n\x07Started\x12\r\n\x05seeds\x18\x01 \x03(\x04\x12\x31\n\x08settings\x18\x02 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\"6\n\x08Progress\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\"^\n\x07Preview\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.faceteer.v1.ImageFormat\"\x8b\x01\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.faceteer.v1.ImageFormat\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x07 \x01(\x08\"5\n\x08\x46inished\x12)\n\texecution\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\x8a\x01\n\x12\x45mbedPromptRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x1b\n\x0eguidance_scale\x18\x05 \x01(\x02H\x00\x88\x01\x01\x42\x11\n\x0f_guidance_scale\"k\n\x13\x45mbedPromptResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution*~\n\tScheduler\x12\x19\n\x15SCHEDULER_UNSPECIFIED\x10\x00\x12\x12\n\x0eSCHEDULER_DDPM\x10\x01\x12\x12\n\x0eSCHEDULER_DDIM\x10\x02\x12\x1b\n\x17SCHEDULER_DPM_SOLVER_PP\x10\x03\x12\x11\n\rSCHEDULER_LCM\x10\x04*X\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x02\x32\x84\x02\n\x10GeneratorService\x12S\n\x0cGetGenerator\x12 .faceteer.v1.GetGeneratorRequest\x1a!.faceteer.v1.GetGeneratorResponse\x12I\n\x08Generate\x12\x1c.faceteer.v1.GenerateRequest\x1a\x1d.faceteer.v1.GenerateResponse0\x01\x12P\n\x0b\x45mbedPrompt\x12\x1f.faceteer.v1.EmbedPromptRequest\x1a .faceteer.v1.EmbedPromptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61\x63\x65teer/v1/generator.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\xe7\x01\n\x12GenerationSettings\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x1b\n\x0eguidance_scale\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05seeds\x18\x05 \x03(\x04\x12)\n\tscheduler\x18\x06 \x01(\x0e\x32\x16.faceteer.v1.Scheduler\x12(\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x18.faceteer.v1.ImageFormat\x12\x0f\n\x07quality\x18\x08 \x01(\rB\x11\n\x0f_guidance_scale\"\x15\n\x13GetGeneratorRequest\"%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\x81\x03\n\x14GetGeneratorResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x18\n\x10\x65ncoder_revision\x18\x03 \x01(\t\x12\x11\n\tembed_dim\x18\x04 \x01(\r\x12 \n\x05sizes\x18\x05 \x03(\x0b\x32\x11.faceteer.v1.Size\x12\x31\n\x08\x64\x65\x66\x61ults\x18\x06 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\x12\x11\n\tmax_steps\x18\x07 \x01(\r\x12\x11\n\tmax_seeds\x18\x08 \x01(\r\x12\x11\n\tmax_batch\x18\t \x01(\r\x12\x11\n\thas_prior\x18\n \x01(\x08\x12*\n\nschedulers\x18\x0b \x03(\x0e\x32\x16.faceteer.v1.Scheduler\x12\x0c\n\x04kind\x18\x0c \x01(\t\x12\x14\n\x0creads_images\x18\r \x01(\x08\x12\x15\n\rsize_multiple\x18\x0e \x01(\r\x12\x12\n\nmax_pixels\x18\x0f \x01(\r\"d\n\x0fGenerationStart\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x12\n\x08noise_id\x18\x02 \x01(\tH\x00\x12\x15\n\x08strength\x18\x03 \x01(\x02H\x01\x88\x01\x01\x42\x08\n\x06sourceB\x0b\n\t_strength\"\x7f\n\x12InvertImageRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\'\n\x05input\x18\x02 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12\x31\n\x08settings\x18\x03 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\"v\n\x13InvertImageResponse\x12\x10\n\x08noise_id\x18\x01 \x01(\t\x12\"\n\x05noise\x18\x02 \x01(\x0b\x32\x13.faceteer.v1.Tensor\x12)\n\texecution\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xdd\x01\n\x0fGenerateRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12*\n\x08negative\x18\x02 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12\x31\n\x08settings\x18\x03 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\x12\x15\n\rpreview_every\x18\x04 \x01(\r\x12+\n\x05start\x18\x05 \x01(\x0b\x32\x1c.faceteer.v1.GenerationStart\"\x8f\x02\n\x10GenerateResponse\x12%\n\x06queued\x18\x01 \x01(\x0b\x32\x13.faceteer.v1.QueuedH\x00\x12\'\n\x07started\x18\x02 \x01(\x0b\x32\x14.faceteer.v1.StartedH\x00\x12)\n\x08progress\x18\x03 \x01(\x0b\x32\x15.faceteer.v1.ProgressH\x00\x12\'\n\x07preview\x18\x04 \x01(\x0b\x32\x14.faceteer.v1.PreviewH\x00\x12#\n\x05image\x18\x05 \x01(\x0b\x32\x12.faceteer.v1.ImageH\x00\x12)\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x15.faceteer.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"K\n\x07Started\x12\r\n\x05seeds\x18\x01 \x03(\x04\x12\x31\n\x08settings\x18\x02 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\"6\n\x08Progress\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\"^\n\x07Preview\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.faceteer.v1.ImageFormat\"\x8b\x01\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.faceteer.v1.ImageFormat\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x07 \x01(\x08\"5\n\x08\x46inished\x12)\n\texecution\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\x8a\x01\n\x12\x45mbedPromptRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x1b\n\x0eguidance_scale\x18\x05 \x01(\x02H\x00\x88\x01\x01\x42\x11\n\x0f_guidance_scale\"k\n\x13\x45mbedPromptResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution*~\n\tScheduler\x12\x19\n\x15SCHEDULER_UNSPECIFIED\x10\x00\x12\x12\n\x0eSCHEDULER_DDPM\x10\x01\x12\x12\n\x0eSCHEDULER_DDIM\x10\x02\x12\x1b\n\x17SCHEDULER_DPM_SOLVER_PP\x10\x03\x12\x11\n\rSCHEDULER_LCM\x10\x04*X\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x02\x32\xd6\x02\n\x10GeneratorService\x12S\n\x0cGetGenerator\x12 .faceteer.v1.GetGeneratorRequest\x1a!.faceteer.v1.GetGeneratorResponse\x12I\n\x08Generate\x12\x1c.faceteer.v1.GenerateRequest\x1a\x1d.faceteer.v1.GenerateResponse0\x01\x12P\n\x0b\x45mbedPrompt\x12\x1f.faceteer.v1.EmbedPromptRequest\x1a .faceteer.v1.EmbedPromptResponse\x12P\n\x0bInvertImage\x12\x1f.faceteer.v1.InvertImageRequest\x1a .faceteer.v1.InvertImageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'faceteer.v1.generator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCHEDULER']._serialized_start=1861
-  _globals['_SCHEDULER']._serialized_end=1987
-  _globals['_IMAGEFORMAT']._serialized_start=1989
-  _globals['_IMAGEFORMAT']._serialized_end=2077
+  _globals['_SCHEDULER']._serialized_start=2336
+  _globals['_SCHEDULER']._serialized_end=2462
+  _globals['_IMAGEFORMAT']._serialized_start=2464
+  _globals['_IMAGEFORMAT']._serialized_end=2552
   _globals['_GENERATIONSETTINGS']._serialized_start=100
   _globals['_GENERATIONSETTINGS']._serialized_end=331
   _globals['_GETGENERATORREQUEST']._serialized_start=333
@@ -44,27 +44,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIZE']._serialized_start=356
   _globals['_SIZE']._serialized_end=393
   _globals['_GETGENERATORRESPONSE']._serialized_start=396
-  _globals['_GETGENERATORRESPONSE']._serialized_end=702
-  _globals['_GENERATEREQUEST']._serialized_start=705
-  _globals['_GENERATEREQUEST']._serialized_end=881
-  _globals['_GENERATERESPONSE']._serialized_start=884
-  _globals['_GENERATERESPONSE']._serialized_end=1155
-  _globals['_QUEUED']._serialized_start=1157
-  _globals['_QUEUED']._serialized_end=1183
-  _globals['_STARTED']._serialized_start=1185
-  _globals['_STARTED']._serialized_end=1260
-  _globals['_PROGRESS']._serialized_start=1262
-  _globals['_PROGRESS']._serialized_end=1316
-  _globals['_PREVIEW']._serialized_start=1318
-  _globals['_PREVIEW']._serialized_end=1412
-  _globals['_IMAGE']._serialized_start=1415
-  _globals['_IMAGE']._serialized_end=1554
-  _globals['_FINISHED']._serialized_start=1556
-  _globals['_FINISHED']._serialized_end=1609
-  _globals['_EMBEDPROMPTREQUEST']._serialized_start=1612
-  _globals['_EMBEDPROMPTREQUEST']._serialized_end=1750
-  _globals['_EMBEDPROMPTRESPONSE']._serialized_start=1752
-  _globals['_EMBEDPROMPTRESPONSE']._serialized_end=1859
-  _globals['_GENERATORSERVICE']._serialized_start=2080
-  _globals['_GENERATORSERVICE']._serialized_end=2340
+  _globals['_GETGENERATORRESPONSE']._serialized_end=781
+  _globals['_GENERATIONSTART']._serialized_start=783
+  _globals['_GENERATIONSTART']._serialized_end=883
+  _globals['_INVERTIMAGEREQUEST']._serialized_start=885
+  _globals['_INVERTIMAGEREQUEST']._serialized_end=1012
+  _globals['_INVERTIMAGERESPONSE']._serialized_start=1014
+  _globals['_INVERTIMAGERESPONSE']._serialized_end=1132
+  _globals['_GENERATEREQUEST']._serialized_start=1135
+  _globals['_GENERATEREQUEST']._serialized_end=1356
+  _globals['_GENERATERESPONSE']._serialized_start=1359
+  _globals['_GENERATERESPONSE']._serialized_end=1630
+  _globals['_QUEUED']._serialized_start=1632
+  _globals['_QUEUED']._serialized_end=1658
+  _globals['_STARTED']._serialized_start=1660
+  _globals['_STARTED']._serialized_end=1735
+  _globals['_PROGRESS']._serialized_start=1737
+  _globals['_PROGRESS']._serialized_end=1791
+  _globals['_PREVIEW']._serialized_start=1793
+  _globals['_PREVIEW']._serialized_end=1887
+  _globals['_IMAGE']._serialized_start=1890
+  _globals['_IMAGE']._serialized_end=2029
+  _globals['_FINISHED']._serialized_start=2031
+  _globals['_FINISHED']._serialized_end=2084
+  _globals['_EMBEDPROMPTREQUEST']._serialized_start=2087
+  _globals['_EMBEDPROMPTREQUEST']._serialized_end=2225
+  _globals['_EMBEDPROMPTRESPONSE']._serialized_start=2227
+  _globals['_EMBEDPROMPTRESPONSE']._serialized_end=2334
+  _globals['_GENERATORSERVICE']._serialized_start=2555
+  _globals['_GENERATORSERVICE']._serialized_end=2897
 # @@protoc_insertion_point(module_scope)

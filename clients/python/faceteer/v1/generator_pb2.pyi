@@ -193,6 +193,10 @@ class GetGeneratorResponse(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _builtins.int
     HAS_PRIOR_FIELD_NUMBER: _builtins.int
     SCHEDULERS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    READS_IMAGES_FIELD_NUMBER: _builtins.int
+    SIZE_MULTIPLE_FIELD_NUMBER: _builtins.int
+    MAX_PIXELS_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """Revision of weights, scheduler and defaults."""
     bundle: _builtins.str
@@ -209,6 +213,14 @@ class GetGeneratorResponse(_message.Message):
     """Pictures denoised together at most."""
     has_prior: _builtins.bool
     """Whether EmbedPrompt is served."""
+    kind: _builtins.str
+    """The decoder's kind: "kandinsky-2-2" or "sdxl-ip-adapter"."""
+    reads_images: _builtins.bool
+    """Whether Generate can start from a picture, and InvertImage is served."""
+    size_multiple: _builtins.int
+    """Pixels: width and height must be multiples of this within the limits below. 0: only the sizes listed."""
+    max_pixels: _builtins.int
+    """Most pixels of a picture, width times height; 0: only the sizes listed."""
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Size]:
         """Sizes served; the first is the default."""
@@ -235,14 +247,129 @@ class GetGeneratorResponse(_message.Message):
         max_batch: _builtins.int = ...,
         has_prior: _builtins.bool = ...,
         schedulers: _abc.Iterable[Global___Scheduler.ValueType] | None = ...,
+        kind: _builtins.str = ...,
+        reads_images: _builtins.bool = ...,
+        size_multiple: _builtins.int = ...,
+        max_pixels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "defaults", b"defaults", "embed_dim", b"embed_dim", "encoder_revision", b"encoder_revision", "has_prior", b"has_prior", "max_batch", b"max_batch", "max_seeds", b"max_seeds", "max_steps", b"max_steps", "revision", b"revision", "schedulers", b"schedulers", "sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "defaults", b"defaults", "embed_dim", b"embed_dim", "encoder_revision", b"encoder_revision", "has_prior", b"has_prior", "kind", b"kind", "max_batch", b"max_batch", "max_pixels", b"max_pixels", "max_seeds", b"max_seeds", "max_steps", b"max_steps", "reads_images", b"reads_images", "revision", b"revision", "schedulers", b"schedulers", "size_multiple", b"size_multiple", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetGeneratorResponse: _TypeAlias = GetGeneratorResponse  # noqa: Y015
+
+@_typing.final
+class GenerationStart(_message.Message):
+    """What to start from instead of pure noise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    NOISE_ID_FIELD_NUMBER: _builtins.int
+    STRENGTH_FIELD_NUMBER: _builtins.int
+    image: _builtins.bytes
+    """A whole picture file, scaled and cropped to the settings' size: image to image."""
+    noise_id: _builtins.str
+    """From InvertImage, made with the same size and steps; needs SCHEDULER_DDIM. NOT_FOUND (NOISE_EXPIRED) when the cache
+    has let it go.
+    """
+    strength: _builtins.float
+    """How much is drawn anew, in (0, 1]: the share of the steps that run. With an image 0.7 when left out; with a noise_id
+    always 1, and any other value is INVALID_ARGUMENT.
+    """
+    def __init__(
+        self,
+        *,
+        image: _builtins.bytes = ...,
+        noise_id: _builtins.str = ...,
+        strength: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "image", b"image", "noise_id", b"noise_id", "source", b"source", "strength", b"strength"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "image", b"image", "noise_id", b"noise_id", "source", b"source", "strength", b"strength"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__strength: _TypeAlias = _typing.Literal["strength"]  # noqa: Y015
+    _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["image", "noise_id"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strength) -> _WhichOneofReturnType__strength | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___GenerationStart: _TypeAlias = GenerationStart  # noqa: Y015
+
+@_typing.final
+class InvertImageRequest(_message.Message):
+    """A picture to invert."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    image: _builtins.bytes
+    """A whole picture file."""
+    @_builtins.property
+    def input(self) -> _tensor_pb2.EmbedsInput:
+        """The picture's own embedding, unedited. Required."""
+
+    @_builtins.property
+    def settings(self) -> Global___GenerationSettings:
+        """Size and steps as the later Generate has them; guidance is that of the inversion, 1 when left out. Seeds, scheduler
+        and format play no part.
+        """
+
+    def __init__(
+        self,
+        *,
+        image: _builtins.bytes = ...,
+        input: _tensor_pb2.EmbedsInput | None = ...,
+        settings: Global___GenerationSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvertImageRequest: _TypeAlias = InvertImageRequest  # noqa: Y015
+
+@_typing.final
+class InvertImageResponse(_message.Message):
+    """The noise that draws the picture again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOISE_ID_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    noise_id: _builtins.str
+    """Names the noise for GenerationStart, as long as the cache keeps it."""
+    @_builtins.property
+    def noise(self) -> _tensor_pb2.Tensor:
+        """The noise, shape [c, h, w]."""
+
+    @_builtins.property
+    def execution(self) -> _execution_pb2.Execution:
+        """What ran."""
+
+    def __init__(
+        self,
+        *,
+        noise_id: _builtins.str = ...,
+        noise: _tensor_pb2.Tensor | None = ...,
+        execution: _execution_pb2.Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "noise", b"noise"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "noise", b"noise", "noise_id", b"noise_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvertImageResponse: _TypeAlias = InvertImageResponse  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -254,6 +381,7 @@ class GenerateRequest(_message.Message):
     NEGATIVE_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     preview_every: _builtins.int
     """Send a preview every this many steps; 0 sends none."""
     @_builtins.property
@@ -268,6 +396,10 @@ class GenerateRequest(_message.Message):
     def settings(self) -> Global___GenerationSettings:
         """How to draw."""
 
+    @_builtins.property
+    def start(self) -> Global___GenerationStart:
+        """What to start from; pure noise when left out."""
+
     def __init__(
         self,
         *,
@@ -275,10 +407,11 @@ class GenerateRequest(_message.Message):
         negative: _tensor_pb2.EmbedsInput | None = ...,
         settings: Global___GenerationSettings | None = ...,
         preview_every: _builtins.int = ...,
+        start: Global___GenerationStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "negative", b"negative", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "negative", b"negative", "settings", b"settings", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "negative", b"negative", "preview_every", b"preview_every", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "negative", b"negative", "preview_every", b"preview_every", "settings", b"settings", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

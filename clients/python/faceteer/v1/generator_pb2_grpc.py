@@ -51,6 +51,11 @@ class GeneratorServiceStub:
                 request_serializer=faceteer_dot_v1_dot_generator__pb2.EmbedPromptRequest.SerializeToString,
                 response_deserializer=faceteer_dot_v1_dot_generator__pb2.EmbedPromptResponse.FromString,
                 _registered_method=True)
+        self.InvertImage = channel.unary_unary(
+                '/faceteer.v1.GeneratorService/InvertImage',
+                request_serializer=faceteer_dot_v1_dot_generator__pb2.InvertImageRequest.SerializeToString,
+                response_deserializer=faceteer_dot_v1_dot_generator__pb2.InvertImageResponse.FromString,
+                _registered_method=True)
 
 
 class GeneratorServiceServicer:
@@ -81,6 +86,15 @@ class GeneratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InvertImage(self, request, context):
+        """A picture to the noise that draws it again (DDIM inversion). Generate, started from this noise with an edited
+        embedding, keeps the picture's layout. The noise is cached: the same request again runs no model.
+        FAILED_PRECONDITION (NOT_IN_BUNDLE) where the decoder cannot read pictures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GeneratorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +112,11 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
                     servicer.EmbedPrompt,
                     request_deserializer=faceteer_dot_v1_dot_generator__pb2.EmbedPromptRequest.FromString,
                     response_serializer=faceteer_dot_v1_dot_generator__pb2.EmbedPromptResponse.SerializeToString,
+            ),
+            'InvertImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.InvertImage,
+                    request_deserializer=faceteer_dot_v1_dot_generator__pb2.InvertImageRequest.FromString,
+                    response_serializer=faceteer_dot_v1_dot_generator__pb2.InvertImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +202,33 @@ class GeneratorService:
             '/faceteer.v1.GeneratorService/EmbedPrompt',
             faceteer_dot_v1_dot_generator__pb2.EmbedPromptRequest.SerializeToString,
             faceteer_dot_v1_dot_generator__pb2.EmbedPromptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InvertImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/faceteer.v1.GeneratorService/InvertImage',
+            faceteer_dot_v1_dot_generator__pb2.InvertImageRequest.SerializeToString,
+            faceteer_dot_v1_dot_generator__pb2.InvertImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class GeneratorServiceStub:
     """
     EmbedPrompt: _grpc.UnaryUnaryMultiCallable[_generator_pb2.EmbedPromptRequest, _generator_pb2.EmbedPromptResponse]
     """Text to image embeds through the bundle's diffusion prior. FAILED_PRECONDITION (NOT_IN_BUNDLE) without one."""
+    InvertImage: _grpc.UnaryUnaryMultiCallable[_generator_pb2.InvertImageRequest, _generator_pb2.InvertImageResponse]
+    """A picture to the noise that draws it again (DDIM inversion). Generate, started from this noise with an edited
+    embedding, keeps the picture's layout. The noise is cached: the same request again runs no model.
+    FAILED_PRECONDITION (NOT_IN_BUNDLE) where the decoder cannot read pictures.
+    """
 
 @_typing.type_check_only
 class GeneratorServiceAsyncStub(GeneratorServiceStub):
@@ -61,6 +66,11 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """
     EmbedPrompt: _aio.UnaryUnaryMultiCallable[_generator_pb2.EmbedPromptRequest, _generator_pb2.EmbedPromptResponse]  # type: ignore[assignment]
     """Text to image embeds through the bundle's diffusion prior. FAILED_PRECONDITION (NOT_IN_BUNDLE) without one."""
+    InvertImage: _aio.UnaryUnaryMultiCallable[_generator_pb2.InvertImageRequest, _generator_pb2.InvertImageResponse]  # type: ignore[assignment]
+    """A picture to the noise that draws it again (DDIM inversion). Generate, started from this noise with an edited
+    embedding, keeps the picture's layout. The noise is cached: the same request again runs no model.
+    FAILED_PRECONDITION (NOT_IN_BUNDLE) where the decoder cannot read pictures.
+    """
 
 class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Step three of the flow: a diffusion decoder turns an embedding into pictures. Requests are batched per denoising step,
@@ -93,5 +103,16 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generator_pb2.EmbedPromptResponse, _abc.Awaitable[_generator_pb2.EmbedPromptResponse]]:
         """Text to image embeds through the bundle's diffusion prior. FAILED_PRECONDITION (NOT_IN_BUNDLE) without one."""
+
+    @_abc_1.abstractmethod
+    def InvertImage(
+        self,
+        request: _generator_pb2.InvertImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generator_pb2.InvertImageResponse, _abc.Awaitable[_generator_pb2.InvertImageResponse]]:
+        """A picture to the noise that draws it again (DDIM inversion). Generate, started from this noise with an edited
+        embedding, keeps the picture's layout. The noise is cached: the same request again runs no model.
+        FAILED_PRECONDITION (NOT_IN_BUNDLE) where the decoder cannot read pictures.
+        """
 
 def add_GeneratorServiceServicer_to_server(servicer: GeneratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,57 +27,63 @@ from faceteer.v1 import execution_pb2 as faceteer_dot_v1_dot_execution__pb2
 from faceteer.v1 import tensor_pb2 as faceteer_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61\x63\x65teer/v1/library.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x17\x66\x61\x63\x65teer/v1/edits.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\xbb\x02\n\x07\x46\x65\x61ture\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12.\n\x0clabel_source\x18\x03 \x01(\x0e\x32\x18.faceteer.v1.LabelSource\x12\r\n\x05\x61live\x18\x04 \x01(\x08\x12\x14\n\x0c\x66iring_share\x18\x05 \x01(\x02\x12\x17\n\x0fmean_activation\x18\x06 \x01(\x02\x12\x0b\n\x03p50\x18\x07 \x01(\x02\x12\x0b\n\x03p99\x18\x08 \x01(\x02\x12\x16\n\x0emax_activation\x18\t \x01(\x02\x12\x1c\n\x0f\x64\x65tection_score\x18\n \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0c\x63\x61usal_score\x18\x0b \x01(\x02H\x01\x88\x01\x01\x12\x14\n\x0csafety_class\x18\x0c \x01(\tB\x12\n\x10_detection_scoreB\x0f\n\r_causal_score\"=\n\x0eRelatedFeature\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\xd0\x01\n\rFeatureDetail\x12\x17\n\x0fhistogram_edges\x18\x01 \x03(\x02\x12\x18\n\x10histogram_counts\x18\x02 \x03(\x04\x12\x31\n\x0c\x63oactivating\x18\x03 \x03(\x0b\x32\x1b.faceteer.v1.RelatedFeature\x12+\n\x06rivals\x18\x04 \x03(\x0b\x32\x1b.faceteer.v1.RelatedFeature\x12,\n\x07nearest\x18\x05 \x03(\x0b\x32\x1b.faceteer.v1.RelatedFeature\"=\n\x11GetFeatureRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\"\x92\x01\n\x12GetFeatureResponse\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.faceteer.v1.Feature\x12*\n\x06\x64\x65tail\x18\x02 \x01(\x0b\x32\x1a.faceteer.v1.FeatureDetail\x12)\n\texecution\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Execution\"D\n\x17\x42\x61tchGetFeaturesRequest\x12)\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x17.faceteer.v1.FeatureRef\"m\n\x18\x42\x61tchGetFeaturesResponse\x12&\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x14.faceteer.v1.Feature\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xa4\x02\n\rFeatureFilter\x12\x12\n\x05\x61live\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08labelled\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x1d\n\x10min_firing_share\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x1d\n\x10max_firing_share\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12 \n\x13min_detection_score\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12/\n\rlabel_sources\x18\x06 \x03(\x0e\x32\x18.faceteer.v1.LabelSourceB\x08\n\x06_aliveB\x0b\n\t_labelledB\x13\n\x11_min_firing_shareB\x13\n\x11_max_firing_shareB\x16\n\x14_min_detection_score\"\x92\x01\n\x13ListFeaturesRequest\x12*\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1a.faceteer.v1.FeatureFilter\x12(\n\x05order\x18\x02 \x01(\x0e\x32\x19.faceteer.v1.FeatureOrder\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\x96\x01\n\x14ListFeaturesResponse\x12&\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x14.faceteer.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12)\n\texecution\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xe0\x01\n\x15SearchFeaturesRequest\x12\x0f\n\x05words\x18\x01 \x01(\tH\x00\x12+\n\x07picture\x18\x02 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInputH\x00\x12-\n\nsimilar_to\x18\x03 \x01(\x0b\x32\x17.faceteer.v1.FeatureRefH\x00\x12*\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x1a.faceteer.v1.FeatureFilter\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\tB\x07\n\x05query\"B\n\nFeatureHit\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.faceteer.v1.Feature\x12\r\n\x05score\x18\x02 \x01(\x02\"\x97\x01\n\x16SearchFeaturesResponse\x12%\n\x04hits\x18\x01 \x03(\x0b\x32\x17.faceteer.v1.FeatureHit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12)\n\texecution\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Execution\"m\n\x1aListFeatureExamplesRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x0e\x46\x65\x61tureExample\x12\x0f\n\x07picture\x18\x01 \x01(\t\x12\x12\n\nactivation\x18\x02 \x01(\x02\x12\x11\n\tthumbnail\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63\x61ption\x18\x04 \x01(\t\"\xa4\x01\n\x1bListFeatureExamplesResponse\x12-\n\x08\x65xamples\x18\x01 \x03(\x0b\x32\x1b.faceteer.v1.FeatureExample\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12)\n\texecution\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Execution\"A\n\x15GetFeatureIconRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\"d\n\x16GetFeatureIconResponse\x12\x0c\n\x04icon\x18\x01 \x01(\x0c\x12\x11\n\tstrengths\x18\x02 \x03(\x02\x12)\n\texecution\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Execution\"a\n\x16SetFeatureLabelRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\"@\n\x17SetFeatureLabelResponse\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.faceteer.v1.Feature*x\n\x0bLabelSource\x12\x1c\n\x18LABEL_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LABEL_SOURCE_AUTOMATIC\x10\x01\x12\x16\n\x12LABEL_SOURCE_MODEL\x10\x02\x12\x17\n\x13LABEL_SOURCE_PERSON\x10\x03*\xba\x01\n\x0c\x46\x65\x61tureOrder\x12\x1d\n\x19\x46\x45\x41TURE_ORDER_UNSPECIFIED\x10\x00\x12#\n\x1f\x46\x45\x41TURE_ORDER_FIRING_SHARE_DESC\x10\x01\x12&\n\"FEATURE_ORDER_DETECTION_SCORE_DESC\x10\x02\x12%\n!FEATURE_ORDER_MAX_ACTIVATION_DESC\x10\x03\x12\x17\n\x13\x46\x45\x41TURE_ORDER_LABEL\x10\x04\x32\x93\x05\n\x0eLibraryService\x12M\n\nGetFeature\x12\x1e.faceteer.v1.GetFeatureRequest\x1a\x1f.faceteer.v1.GetFeatureResponse\x12_\n\x10\x42\x61tchGetFeatures\x12$.faceteer.v1.BatchGetFeaturesRequest\x1a%.faceteer.v1.BatchGetFeaturesResponse\x12S\n\x0cListFeatures\x12 .faceteer.v1.ListFeaturesRequest\x1a!.faceteer.v1.ListFeaturesResponse\x12Y\n\x0eSearchFeatures\x12\".faceteer.v1.SearchFeaturesRequest\x1a#.faceteer.v1.SearchFeaturesResponse\x12h\n\x13ListFeatureExamples\x12\'.faceteer.v1.ListFeatureExamplesRequest\x1a(.faceteer.v1.ListFeatureExamplesResponse\x12Y\n\x0eGetFeatureIcon\x12\".faceteer.v1.GetFeatureIconRequest\x1a#.faceteer.v1.GetFeatureIconResponse\x12\\\n\x0fSetFeatureLabel\x12#.faceteer.v1.SetFeatureLabelRequest\x1a$.faceteer.v1.SetFeatureLabelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61\x63\x65teer/v1/library.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x17\x66\x61\x63\x65teer/v1/edits.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\x13\n\x11GetLibraryRequest\"\xec\x01\n\x12GetLibraryResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x14\n\x0csae_revision\x18\x03 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x04 \x01(\t\x12\x12\n\nn_pictures\x18\x05 \x01(\x04\x12\x12\n\nn_features\x18\x06 \x01(\r\x12\x0f\n\x07n_alive\x18\x07 \x01(\r\x12\x12\n\nn_labelled\x18\x08 \x01(\r\x12\x16\n\x0esafety_classes\x18\t \x03(\t\x12\x18\n\x10searches_meaning\x18\n \x01(\x08\x12\x0f\n\x07\x63reated\x18\x0b \x01(\t\"\x94\x03\n\x07\x46\x65\x61ture\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12.\n\x0clabel_source\x18\x03 \x01(\x0e\x32\x18.faceteer.v1.LabelSource\x12\r\n\x05\x61live\x18\x04 \x01(\x08\x12\x14\n\x0c\x66iring_share\x18\x05 \x01(\x02\x12\x17\n\x0fmean_activation\x18\x06 \x01(\x02\x12\x0b\n\x03p50\x18\x07 \x01(\x02\x12\x0b\n\x03p99\x18\x08 \x01(\x02\x12\x16\n\x0emax_activation\x18\t \x01(\x02\x12\x1c\n\x0f\x64\x65tection_score\x18\n \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0c\x63\x61usal_score\x18\x0b \x01(\x02H\x01\x88\x01\x01\x12\x14\n\x0csafety_class\x18\x0c \x01(\t\x12(\n\x1b\x64\x65tection_balanced_accuracy\x18\r \x01(\x02H\x02\x88\x01\x01\x12\r\n\x05terms\x18\x0e \x03(\tB\x12\n\x10_detection_scoreB\x0f\n\r_causal_scoreB\x1e\n\x1c_detection_balanced_accuracy\"=\n\x0eRelatedFeature\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\xd0\x01\n\rFeatureDetail\x12\x17\n\x0fhistogram_edges\x18\x01 \x03(\x02\x12\x18\n\x10histogram_counts\x18\x02 \x03(\x04\x12\x31\n\x0c\x63oactivating\x18\x03 \x03(\x0b\x32\x1b.faceteer.v1.RelatedFeature\x12+\n\x06rivals\x18\x04 \x03(\x0b\x32\x1b.faceteer.v1.RelatedFeature\x12,\n\x07nearest\x18\x05 \x03(\x0b\x32\x1b.faceteer.v1.RelatedFeature\"=\n\x11GetFeatureRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\"\x92\x01\n\x12GetFeatureResponse\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.faceteer.v1.Feature\x12*\n\x06\x64\x65tail\x18\x02 \x01(\x0b\x32\x1a.faceteer.v1.FeatureDetail\x12)\n\texecution\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Execution\"D\n\x17\x42\x61tchGetFeaturesRequest\x12)\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x17.faceteer.v1.FeatureRef\"m\n\x18\x42\x61tchGetFeaturesResponse\x12&\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x14.faceteer.v1.Feature\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\x98\x04\n\rFeatureFilter\x12\x12\n\x05\x61live\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08labelled\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x1d\n\x10min_firing_share\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x1d\n\x10max_firing_share\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12 \n\x13min_detection_score\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12/\n\rlabel_sources\x18\x06 \x03(\x0e\x32\x18.faceteer.v1.LabelSource\x12 \n\x13max_detection_score\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10min_causal_score\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10max_causal_score\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x1c\n\x0fscores_disagree\x18\n \x01(\x08H\x08\x88\x01\x01\x12\x1e\n\x16include_safety_classes\x18\x0b \x03(\tB\x08\n\x06_aliveB\x0b\n\t_labelledB\x13\n\x11_min_firing_shareB\x13\n\x11_max_firing_shareB\x16\n\x14_min_detection_scoreB\x16\n\x14_max_detection_scoreB\x13\n\x11_min_causal_scoreB\x13\n\x11_max_causal_scoreB\x12\n\x10_scores_disagree\"\x92\x01\n\x13ListFeaturesRequest\x12*\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1a.faceteer.v1.FeatureFilter\x12(\n\x05order\x18\x02 \x01(\x0e\x32\x19.faceteer.v1.FeatureOrder\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\x96\x01\n\x14ListFeaturesResponse\x12&\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x14.faceteer.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12)\n\texecution\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xbf\x02\n\x15SearchFeaturesRequest\x12\x0f\n\x05words\x18\x01 \x01(\tH\x00\x12+\n\x07picture\x18\x02 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInputH\x00\x12-\n\nsimilar_to\x18\x03 \x01(\x0b\x32\x17.faceteer.v1.FeatureRefH\x00\x12\x32\n\x0b\x61\x63tivations\x18\x07 \x01(\x0b\x32\x1b.faceteer.v1.SparseFeaturesH\x00\x12)\n\x0cwords_embeds\x18\x08 \x01(\x0b\x32\x13.faceteer.v1.Tensor\x12*\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x1a.faceteer.v1.FeatureFilter\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\tB\x07\n\x05query\"B\n\nFeatureHit\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.faceteer.v1.Feature\x12\r\n\x05score\x18\x02 \x01(\x02\"\x97\x01\n\x16SearchFeaturesResponse\x12%\n\x04hits\x18\x01 \x03(\x0b\x32\x17.faceteer.v1.FeatureHit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12)\n\texecution\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\x9f\x01\n\x1aListFeatureExamplesRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x30\n\tselection\x18\x04 \x01(\x0e\x32\x1d.faceteer.v1.ExampleSelection\"\x85\x01\n\x0e\x46\x65\x61tureExample\x12\x0f\n\x07picture\x18\x01 \x01(\t\x12\x12\n\nactivation\x18\x02 \x01(\x02\x12\x11\n\tthumbnail\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63\x61ption\x18\x04 \x01(\t\x12\x15\n\rquantile_from\x18\x05 \x01(\x02\x12\x13\n\x0bquantile_to\x18\x06 \x01(\x02\"\xa4\x01\n\x1bListFeatureExamplesResponse\x12-\n\x08\x65xamples\x18\x01 \x03(\x0b\x32\x1b.faceteer.v1.FeatureExample\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12)\n\texecution\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Execution\"A\n\x15GetFeatureIconRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\"d\n\x16GetFeatureIconResponse\x12\x0c\n\x04icon\x18\x01 \x01(\x0c\x12\x11\n\tstrengths\x18\x02 \x03(\x02\x12)\n\texecution\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Execution\"a\n\x16SetFeatureLabelRequest\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.FeatureRef\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\"@\n\x17SetFeatureLabelResponse\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.faceteer.v1.Feature*x\n\x0bLabelSource\x12\x1c\n\x18LABEL_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LABEL_SOURCE_AUTOMATIC\x10\x01\x12\x16\n\x12LABEL_SOURCE_MODEL\x10\x02\x12\x17\n\x13LABEL_SOURCE_PERSON\x10\x03*\x8a\x02\n\x0c\x46\x65\x61tureOrder\x12\x1d\n\x19\x46\x45\x41TURE_ORDER_UNSPECIFIED\x10\x00\x12#\n\x1f\x46\x45\x41TURE_ORDER_FIRING_SHARE_DESC\x10\x01\x12&\n\"FEATURE_ORDER_DETECTION_SCORE_DESC\x10\x02\x12%\n!FEATURE_ORDER_MAX_ACTIVATION_DESC\x10\x03\x12\x17\n\x13\x46\x45\x41TURE_ORDER_LABEL\x10\x04\x12#\n\x1f\x46\x45\x41TURE_ORDER_CAUSAL_SCORE_DESC\x10\x05\x12)\n%FEATURE_ORDER_SCORE_DISAGREEMENT_DESC\x10\x06*w\n\x10\x45xampleSelection\x12!\n\x1d\x45XAMPLE_SELECTION_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45XAMPLE_SELECTION_STRONGEST\x10\x01\x12\x1f\n\x1b\x45XAMPLE_SELECTION_QUANTILES\x10\x02\x32\xe2\x05\n\x0eLibraryService\x12M\n\nGetLibrary\x12\x1e.faceteer.v1.GetLibraryRequest\x1a\x1f.faceteer.v1.GetLibraryResponse\x12M\n\nGetFeature\x12\x1e.faceteer.v1.GetFeatureRequest\x1a\x1f.faceteer.v1.GetFeatureResponse\x12_\n\x10\x42\x61tchGetFeatures\x12$.faceteer.v1.BatchGetFeaturesRequest\x1a%.faceteer.v1.BatchGetFeaturesResponse\x12S\n\x0cListFeatures\x12 .faceteer.v1.ListFeaturesRequest\x1a!.faceteer.v1.ListFeaturesResponse\x12Y\n\x0eSearchFeatures\x12\".faceteer.v1.SearchFeaturesRequest\x1a#.faceteer.v1.SearchFeaturesResponse\x12h\n\x13ListFeatureExamples\x12\'.faceteer.v1.ListFeatureExamplesRequest\x1a(.faceteer.v1.ListFeatureExamplesResponse\x12Y\n\x0eGetFeatureIcon\x12\".faceteer.v1.GetFeatureIconRequest\x1a#.faceteer.v1.GetFeatureIconResponse\x12\\\n\x0fSetFeatureLabel\x12#.faceteer.v1.SetFeatureLabelRequest\x1a$.faceteer.v1.SetFeatureLabelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'faceteer.v1.library_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LABELSOURCE']._serialized_start=2856
-  _globals['_LABELSOURCE']._serialized_end=2976
-  _globals['_FEATUREORDER']._serialized_start=2979
-  _globals['_FEATUREORDER']._serialized_end=3165
-  _globals['_FEATURE']._serialized_start=123
-  _globals['_FEATURE']._serialized_end=438
-  _globals['_RELATEDFEATURE']._serialized_start=440
-  _globals['_RELATEDFEATURE']._serialized_end=501
-  _globals['_FEATUREDETAIL']._serialized_start=504
-  _globals['_FEATUREDETAIL']._serialized_end=712
-  _globals['_GETFEATUREREQUEST']._serialized_start=714
-  _globals['_GETFEATUREREQUEST']._serialized_end=775
-  _globals['_GETFEATURERESPONSE']._serialized_start=778
-  _globals['_GETFEATURERESPONSE']._serialized_end=924
-  _globals['_BATCHGETFEATURESREQUEST']._serialized_start=926
-  _globals['_BATCHGETFEATURESREQUEST']._serialized_end=994
-  _globals['_BATCHGETFEATURESRESPONSE']._serialized_start=996
-  _globals['_BATCHGETFEATURESRESPONSE']._serialized_end=1105
-  _globals['_FEATUREFILTER']._serialized_start=1108
-  _globals['_FEATUREFILTER']._serialized_end=1400
-  _globals['_LISTFEATURESREQUEST']._serialized_start=1403
-  _globals['_LISTFEATURESREQUEST']._serialized_end=1549
-  _globals['_LISTFEATURESRESPONSE']._serialized_start=1552
-  _globals['_LISTFEATURESRESPONSE']._serialized_end=1702
-  _globals['_SEARCHFEATURESREQUEST']._serialized_start=1705
-  _globals['_SEARCHFEATURESREQUEST']._serialized_end=1929
-  _globals['_FEATUREHIT']._serialized_start=1931
-  _globals['_FEATUREHIT']._serialized_end=1997
-  _globals['_SEARCHFEATURESRESPONSE']._serialized_start=2000
-  _globals['_SEARCHFEATURESRESPONSE']._serialized_end=2151
-  _globals['_LISTFEATUREEXAMPLESREQUEST']._serialized_start=2153
-  _globals['_LISTFEATUREEXAMPLESREQUEST']._serialized_end=2262
-  _globals['_FEATUREEXAMPLE']._serialized_start=2264
-  _globals['_FEATUREEXAMPLE']._serialized_end=2353
-  _globals['_LISTFEATUREEXAMPLESRESPONSE']._serialized_start=2356
-  _globals['_LISTFEATUREEXAMPLESRESPONSE']._serialized_end=2520
-  _globals['_GETFEATUREICONREQUEST']._serialized_start=2522
-  _globals['_GETFEATUREICONREQUEST']._serialized_end=2587
-  _globals['_GETFEATUREICONRESPONSE']._serialized_start=2589
-  _globals['_GETFEATUREICONRESPONSE']._serialized_end=2689
-  _globals['_SETFEATURELABELREQUEST']._serialized_start=2691
-  _globals['_SETFEATURELABELREQUEST']._serialized_end=2788
-  _globals['_SETFEATURELABELRESPONSE']._serialized_start=2790
-  _globals['_SETFEATURELABELRESPONSE']._serialized_end=2854
-  _globals['_LIBRARYSERVICE']._serialized_start=3168
-  _globals['_LIBRARYSERVICE']._serialized_end=3827
+  _globals['_LABELSOURCE']._serialized_start=3640
+  _globals['_LABELSOURCE']._serialized_end=3760
+  _globals['_FEATUREORDER']._serialized_start=3763
+  _globals['_FEATUREORDER']._serialized_end=4029
+  _globals['_EXAMPLESELECTION']._serialized_start=4031
+  _globals['_EXAMPLESELECTION']._serialized_end=4150
+  _globals['_GETLIBRARYREQUEST']._serialized_start=122
+  _globals['_GETLIBRARYREQUEST']._serialized_end=141
+  _globals['_GETLIBRARYRESPONSE']._serialized_start=144
+  _globals['_GETLIBRARYRESPONSE']._serialized_end=380
+  _globals['_FEATURE']._serialized_start=383
+  _globals['_FEATURE']._serialized_end=787
+  _globals['_RELATEDFEATURE']._serialized_start=789
+  _globals['_RELATEDFEATURE']._serialized_end=850
+  _globals['_FEATUREDETAIL']._serialized_start=853
+  _globals['_FEATUREDETAIL']._serialized_end=1061
+  _globals['_GETFEATUREREQUEST']._serialized_start=1063
+  _globals['_GETFEATUREREQUEST']._serialized_end=1124
+  _globals['_GETFEATURERESPONSE']._serialized_start=1127
+  _globals['_GETFEATURERESPONSE']._serialized_end=1273
+  _globals['_BATCHGETFEATURESREQUEST']._serialized_start=1275
+  _globals['_BATCHGETFEATURESREQUEST']._serialized_end=1343
+  _globals['_BATCHGETFEATURESRESPONSE']._serialized_start=1345
+  _globals['_BATCHGETFEATURESRESPONSE']._serialized_end=1454
+  _globals['_FEATUREFILTER']._serialized_start=1457
+  _globals['_FEATUREFILTER']._serialized_end=1993
+  _globals['_LISTFEATURESREQUEST']._serialized_start=1996
+  _globals['_LISTFEATURESREQUEST']._serialized_end=2142
+  _globals['_LISTFEATURESRESPONSE']._serialized_start=2145
+  _globals['_LISTFEATURESRESPONSE']._serialized_end=2295
+  _globals['_SEARCHFEATURESREQUEST']._serialized_start=2298
+  _globals['_SEARCHFEATURESREQUEST']._serialized_end=2617
+  _globals['_FEATUREHIT']._serialized_start=2619
+  _globals['_FEATUREHIT']._serialized_end=2685
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_start=2688
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_end=2839
+  _globals['_LISTFEATUREEXAMPLESREQUEST']._serialized_start=2842
+  _globals['_LISTFEATUREEXAMPLESREQUEST']._serialized_end=3001
+  _globals['_FEATUREEXAMPLE']._serialized_start=3004
+  _globals['_FEATUREEXAMPLE']._serialized_end=3137
+  _globals['_LISTFEATUREEXAMPLESRESPONSE']._serialized_start=3140
+  _globals['_LISTFEATUREEXAMPLESRESPONSE']._serialized_end=3304
+  _globals['_GETFEATUREICONREQUEST']._serialized_start=3306
+  _globals['_GETFEATUREICONREQUEST']._serialized_end=3371
+  _globals['_GETFEATUREICONRESPONSE']._serialized_start=3373
+  _globals['_GETFEATUREICONRESPONSE']._serialized_end=3473
+  _globals['_SETFEATURELABELREQUEST']._serialized_start=3475
+  _globals['_SETFEATURELABELREQUEST']._serialized_end=3572
+  _globals['_SETFEATURELABELRESPONSE']._serialized_start=3574
+  _globals['_SETFEATURELABELRESPONSE']._serialized_end=3638
+  _globals['_LIBRARYSERVICE']._serialized_start=4153
+  _globals['_LIBRARYSERVICE']._serialized_end=4891
 # @@protoc_insertion_point(module_scope)

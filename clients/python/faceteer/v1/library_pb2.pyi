@@ -66,6 +66,10 @@ class _FeatureOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeatureO
     """Strongest first."""
     FEATURE_ORDER_LABEL: _FeatureOrder.ValueType  # 4
     """By label, alphabetically."""
+    FEATURE_ORDER_CAUSAL_SCORE_DESC: _FeatureOrder.ValueType  # 5
+    """Most causing what its label says first."""
+    FEATURE_ORDER_SCORE_DISAGREEMENT_DESC: _FeatureOrder.ValueType  # 6
+    """Those whose two scores disagree most first."""
 
 class FeatureOrder(_FeatureOrder, metaclass=_FeatureOrderEnumTypeWrapper):
     """The order of a list."""
@@ -80,7 +84,120 @@ FEATURE_ORDER_MAX_ACTIVATION_DESC: FeatureOrder.ValueType  # 3
 """Strongest first."""
 FEATURE_ORDER_LABEL: FeatureOrder.ValueType  # 4
 """By label, alphabetically."""
+FEATURE_ORDER_CAUSAL_SCORE_DESC: FeatureOrder.ValueType  # 5
+"""Most causing what its label says first."""
+FEATURE_ORDER_SCORE_DISAGREEMENT_DESC: FeatureOrder.ValueType  # 6
+"""Those whose two scores disagree most first."""
 Global___FeatureOrder: _TypeAlias = FeatureOrder  # noqa: Y015
+
+class _ExampleSelection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExampleSelectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExampleSelection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXAMPLE_SELECTION_UNSPECIFIED: _ExampleSelection.ValueType  # 0
+    """The strongest."""
+    EXAMPLE_SELECTION_STRONGEST: _ExampleSelection.ValueType  # 1
+    """Strongest first, near-identical pictures once."""
+    EXAMPLE_SELECTION_QUANTILES: _ExampleSelection.ValueType  # 2
+    """Pictures drawn at random from each quantile of the activation, strongest quantile first: what the feature is like
+    where it is not at its strongest.
+    """
+
+class ExampleSelection(_ExampleSelection, metaclass=_ExampleSelectionEnumTypeWrapper):
+    """Which examples of a feature."""
+
+EXAMPLE_SELECTION_UNSPECIFIED: ExampleSelection.ValueType  # 0
+"""The strongest."""
+EXAMPLE_SELECTION_STRONGEST: ExampleSelection.ValueType  # 1
+"""Strongest first, near-identical pictures once."""
+EXAMPLE_SELECTION_QUANTILES: ExampleSelection.ValueType  # 2
+"""Pictures drawn at random from each quantile of the activation, strongest quantile first: what the feature is like
+where it is not at its strongest.
+"""
+Global___ExampleSelection: _TypeAlias = ExampleSelection  # noqa: Y015
+
+@_typing.final
+class GetLibraryRequest(_message.Message):
+    """No fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLibraryRequest: _TypeAlias = GetLibraryRequest  # noqa: Y015
+
+@_typing.final
+class GetLibraryResponse(_message.Message):
+    """What the library covers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    SAE_REVISION_FIELD_NUMBER: _builtins.int
+    CORPUS_FIELD_NUMBER: _builtins.int
+    N_PICTURES_FIELD_NUMBER: _builtins.int
+    N_FEATURES_FIELD_NUMBER: _builtins.int
+    N_ALIVE_FIELD_NUMBER: _builtins.int
+    N_LABELLED_FIELD_NUMBER: _builtins.int
+    SAFETY_CLASSES_FIELD_NUMBER: _builtins.int
+    SEARCHES_MEANING_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """Revision of the library."""
+    bundle: _builtins.str
+    """The bundle's name."""
+    sae_revision: _builtins.str
+    """The SAE whose features these are."""
+    corpus: _builtins.str
+    """A name for the pictures it was made from."""
+    n_pictures: _builtins.int
+    """How many pictures."""
+    n_features: _builtins.int
+    """Features in all, dead ones included."""
+    n_alive: _builtins.int
+    """Features that fire on the corpus."""
+    n_labelled: _builtins.int
+    """Features with a label."""
+    searches_meaning: _builtins.bool
+    """Whether words are also matched by meaning, through CLIP's text space."""
+    created: _builtins.str
+    """When it was made, UTC, ISO 8601."""
+    @_builtins.property
+    def safety_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Safety classes that occur; only to a caller who may see them."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        bundle: _builtins.str = ...,
+        sae_revision: _builtins.str = ...,
+        corpus: _builtins.str = ...,
+        n_pictures: _builtins.int = ...,
+        n_features: _builtins.int = ...,
+        n_alive: _builtins.int = ...,
+        n_labelled: _builtins.int = ...,
+        safety_classes: _abc.Iterable[_builtins.str] | None = ...,
+        searches_meaning: _builtins.bool = ...,
+        created: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "corpus", b"corpus", "created", b"created", "n_alive", b"n_alive", "n_features", b"n_features", "n_labelled", b"n_labelled", "n_pictures", b"n_pictures", "revision", b"revision", "sae_revision", b"sae_revision", "safety_classes", b"safety_classes", "searches_meaning", b"searches_meaning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLibraryResponse: _TypeAlias = GetLibraryResponse  # noqa: Y015
 
 @_typing.final
 class Feature(_message.Message):
@@ -100,6 +217,8 @@ class Feature(_message.Message):
     DETECTION_SCORE_FIELD_NUMBER: _builtins.int
     CAUSAL_SCORE_FIELD_NUMBER: _builtins.int
     SAFETY_CLASS_FIELD_NUMBER: _builtins.int
+    DETECTION_BALANCED_ACCURACY_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """In [0, d_sae)."""
     label: _builtins.str
@@ -124,6 +243,14 @@ class Feature(_message.Message):
     """How much more what the feature causes looks like the label than the icon's template does. Absent: not measured."""
     safety_class: _builtins.str
     """The operator's safety class; empty for none."""
+    detection_balanced_accuracy: _builtins.float
+    """How well the label predicts where the feature fires, as balanced accuracy on pictures it was not made from: the mean
+    of the shares of firing and of silent pictures told rightly. Absent: not measured.
+    """
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other words that describe it, best first; may be empty."""
+
     def __init__(
         self,
         *,
@@ -139,17 +266,23 @@ class Feature(_message.Message):
         detection_score: _builtins.float | None = ...,
         causal_score: _builtins.float | None = ...,
         safety_class: _builtins.str = ...,
+        detection_balanced_accuracy: _builtins.float | None = ...,
+        terms: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_score", b"_detection_score", "causal_score", b"causal_score", "detection_score", b"detection_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_score", b"_detection_score", "alive", b"alive", "causal_score", b"causal_score", "detection_score", b"detection_score", "firing_share", b"firing_share", "index", b"index", "label", b"label", "label_source", b"label_source", "max_activation", b"max_activation", "mean_activation", b"mean_activation", "p50", b"p50", "p99", b"p99", "safety_class", b"safety_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "alive", b"alive", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score", "firing_share", b"firing_share", "index", b"index", "label", b"label", "label_source", b"label_source", "max_activation", b"max_activation", "mean_activation", b"mean_activation", "p50", b"p50", "p99", b"p99", "safety_class", b"safety_class", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__causal_score: _TypeAlias = _typing.Literal["causal_score"]  # noqa: Y015
     _WhichOneofArgType__causal_score: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score"]  # noqa: Y015
+    _WhichOneofReturnType__detection_balanced_accuracy: _TypeAlias = _typing.Literal["detection_balanced_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__detection_balanced_accuracy: _TypeAlias = _typing.Literal["_detection_balanced_accuracy", b"_detection_balanced_accuracy"]  # noqa: Y015
     _WhichOneofReturnType__detection_score: _TypeAlias = _typing.Literal["detection_score"]  # noqa: Y015
     _WhichOneofArgType__detection_score: _TypeAlias = _typing.Literal["_detection_score", b"_detection_score"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__causal_score) -> _WhichOneofReturnType__causal_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__detection_balanced_accuracy) -> _WhichOneofReturnType__detection_balanced_accuracy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__detection_score) -> _WhichOneofReturnType__detection_score | None: ...
 
@@ -359,6 +492,11 @@ class FeatureFilter(_message.Message):
     MAX_FIRING_SHARE_FIELD_NUMBER: _builtins.int
     MIN_DETECTION_SCORE_FIELD_NUMBER: _builtins.int
     LABEL_SOURCES_FIELD_NUMBER: _builtins.int
+    MAX_DETECTION_SCORE_FIELD_NUMBER: _builtins.int
+    MIN_CAUSAL_SCORE_FIELD_NUMBER: _builtins.int
+    MAX_CAUSAL_SCORE_FIELD_NUMBER: _builtins.int
+    SCORES_DISAGREE_FIELD_NUMBER: _builtins.int
+    INCLUDE_SAFETY_CLASSES_FIELD_NUMBER: _builtins.int
     alive: _builtins.bool
     """Only features that fire on the corpus (true), or never (false)."""
     labelled: _builtins.bool
@@ -369,9 +507,23 @@ class FeatureFilter(_message.Message):
     """Only features that fire on at most this share of pictures."""
     min_detection_score: _builtins.float
     """Only features whose label's detection score is at least this."""
+    max_detection_score: _builtins.float
+    """Only features whose label's detection score is at most this."""
+    min_causal_score: _builtins.float
+    """Only features whose label's causal score is at least this."""
+    max_causal_score: _builtins.float
+    """Only features whose label's causal score is at most this."""
+    scores_disagree: _builtins.bool
+    """Only features whose label predicts where they fire but not what they cause, or the other way round (true), or whose
+    two scores agree (false). Features with one score or none are neither.
+    """
     @_builtins.property
     def label_sources(self) -> _containers.RepeatedScalarFieldContainer[Global___LabelSource.ValueType]:
         """Only features whose label comes from one of these."""
+
+    @_builtins.property
+    def include_safety_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Gated safety classes to show as well; "*" for all. PERMISSION_DENIED (NOT_PERMITTED) unless the caller may."""
 
     def __init__(
         self,
@@ -382,31 +534,52 @@ class FeatureFilter(_message.Message):
         max_firing_share: _builtins.float | None = ...,
         min_detection_score: _builtins.float | None = ...,
         label_sources: _abc.Iterable[Global___LabelSource.ValueType] | None = ...,
+        max_detection_score: _builtins.float | None = ...,
+        min_causal_score: _builtins.float | None = ...,
+        max_causal_score: _builtins.float | None = ...,
+        scores_disagree: _builtins.bool | None = ...,
+        include_safety_classes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alive", b"_alive", "_labelled", b"_labelled", "_max_firing_share", b"_max_firing_share", "_min_detection_score", b"_min_detection_score", "_min_firing_share", b"_min_firing_share", "alive", b"alive", "labelled", b"labelled", "max_firing_share", b"max_firing_share", "min_detection_score", b"min_detection_score", "min_firing_share", b"min_firing_share"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alive", b"_alive", "_labelled", b"_labelled", "_max_causal_score", b"_max_causal_score", "_max_detection_score", b"_max_detection_score", "_max_firing_share", b"_max_firing_share", "_min_causal_score", b"_min_causal_score", "_min_detection_score", b"_min_detection_score", "_min_firing_share", b"_min_firing_share", "_scores_disagree", b"_scores_disagree", "alive", b"alive", "labelled", b"labelled", "max_causal_score", b"max_causal_score", "max_detection_score", b"max_detection_score", "max_firing_share", b"max_firing_share", "min_causal_score", b"min_causal_score", "min_detection_score", b"min_detection_score", "min_firing_share", b"min_firing_share", "scores_disagree", b"scores_disagree"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alive", b"_alive", "_labelled", b"_labelled", "_max_firing_share", b"_max_firing_share", "_min_detection_score", b"_min_detection_score", "_min_firing_share", b"_min_firing_share", "alive", b"alive", "label_sources", b"label_sources", "labelled", b"labelled", "max_firing_share", b"max_firing_share", "min_detection_score", b"min_detection_score", "min_firing_share", b"min_firing_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alive", b"_alive", "_labelled", b"_labelled", "_max_causal_score", b"_max_causal_score", "_max_detection_score", b"_max_detection_score", "_max_firing_share", b"_max_firing_share", "_min_causal_score", b"_min_causal_score", "_min_detection_score", b"_min_detection_score", "_min_firing_share", b"_min_firing_share", "_scores_disagree", b"_scores_disagree", "alive", b"alive", "include_safety_classes", b"include_safety_classes", "label_sources", b"label_sources", "labelled", b"labelled", "max_causal_score", b"max_causal_score", "max_detection_score", b"max_detection_score", "max_firing_share", b"max_firing_share", "min_causal_score", b"min_causal_score", "min_detection_score", b"min_detection_score", "min_firing_share", b"min_firing_share", "scores_disagree", b"scores_disagree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alive: _TypeAlias = _typing.Literal["alive"]  # noqa: Y015
     _WhichOneofArgType__alive: _TypeAlias = _typing.Literal["_alive", b"_alive"]  # noqa: Y015
     _WhichOneofReturnType__labelled: _TypeAlias = _typing.Literal["labelled"]  # noqa: Y015
     _WhichOneofArgType__labelled: _TypeAlias = _typing.Literal["_labelled", b"_labelled"]  # noqa: Y015
+    _WhichOneofReturnType__max_causal_score: _TypeAlias = _typing.Literal["max_causal_score"]  # noqa: Y015
+    _WhichOneofArgType__max_causal_score: _TypeAlias = _typing.Literal["_max_causal_score", b"_max_causal_score"]  # noqa: Y015
+    _WhichOneofReturnType__max_detection_score: _TypeAlias = _typing.Literal["max_detection_score"]  # noqa: Y015
+    _WhichOneofArgType__max_detection_score: _TypeAlias = _typing.Literal["_max_detection_score", b"_max_detection_score"]  # noqa: Y015
     _WhichOneofReturnType__max_firing_share: _TypeAlias = _typing.Literal["max_firing_share"]  # noqa: Y015
     _WhichOneofArgType__max_firing_share: _TypeAlias = _typing.Literal["_max_firing_share", b"_max_firing_share"]  # noqa: Y015
+    _WhichOneofReturnType__min_causal_score: _TypeAlias = _typing.Literal["min_causal_score"]  # noqa: Y015
+    _WhichOneofArgType__min_causal_score: _TypeAlias = _typing.Literal["_min_causal_score", b"_min_causal_score"]  # noqa: Y015
     _WhichOneofReturnType__min_detection_score: _TypeAlias = _typing.Literal["min_detection_score"]  # noqa: Y015
     _WhichOneofArgType__min_detection_score: _TypeAlias = _typing.Literal["_min_detection_score", b"_min_detection_score"]  # noqa: Y015
     _WhichOneofReturnType__min_firing_share: _TypeAlias = _typing.Literal["min_firing_share"]  # noqa: Y015
     _WhichOneofArgType__min_firing_share: _TypeAlias = _typing.Literal["_min_firing_share", b"_min_firing_share"]  # noqa: Y015
+    _WhichOneofReturnType__scores_disagree: _TypeAlias = _typing.Literal["scores_disagree"]  # noqa: Y015
+    _WhichOneofArgType__scores_disagree: _TypeAlias = _typing.Literal["_scores_disagree", b"_scores_disagree"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alive) -> _WhichOneofReturnType__alive | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__labelled) -> _WhichOneofReturnType__labelled | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_causal_score) -> _WhichOneofReturnType__max_causal_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_detection_score) -> _WhichOneofReturnType__max_detection_score | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_firing_share) -> _WhichOneofReturnType__max_firing_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_causal_score) -> _WhichOneofReturnType__min_causal_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_detection_score) -> _WhichOneofReturnType__min_detection_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_firing_share) -> _WhichOneofReturnType__min_firing_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scores_disagree) -> _WhichOneofReturnType__scores_disagree | None: ...
 
 Global___FeatureFilter: _TypeAlias = FeatureFilter  # noqa: Y015
 
@@ -493,6 +666,8 @@ class SearchFeaturesRequest(_message.Message):
     WORDS_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
     SIMILAR_TO_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    WORDS_EMBEDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
@@ -504,11 +679,21 @@ class SearchFeaturesRequest(_message.Message):
     """From the previous page."""
     @_builtins.property
     def picture(self) -> _tensor_pb2.EmbedsInput:
-        """The features of this picture's embedding."""
+        """The features of this picture's embedding. Served at StudioService's address, which turns it into activations."""
 
     @_builtins.property
     def similar_to(self) -> _edits_pb2.FeatureRef:
         """Features like this one."""
+
+    @_builtins.property
+    def activations(self) -> _tensor_pb2.SparseFeatures:
+        """The features that fire on a picture, strongest first by share of their own p99."""
+
+    @_builtins.property
+    def words_embeds(self) -> _tensor_pb2.Tensor:
+        """The text embedding of `words`, shape [d]: labels that mean the same are found too. StudioService's address fills it
+        in where the bundle has a text tower; a caller need not.
+        """
 
     @_builtins.property
     def filter(self) -> Global___FeatureFilter:
@@ -520,15 +705,17 @@ class SearchFeaturesRequest(_message.Message):
         words: _builtins.str = ...,
         picture: _tensor_pb2.EmbedsInput | None = ...,
         similar_to: _edits_pb2.FeatureRef | None = ...,
+        activations: _tensor_pb2.SparseFeatures | None = ...,
+        words_embeds: _tensor_pb2.Tensor | None = ...,
         filter: Global___FeatureFilter | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "picture", b"picture", "query", b"query", "similar_to", b"similar_to", "words", b"words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "filter", b"filter", "picture", b"picture", "query", b"query", "similar_to", b"similar_to", "words", b"words", "words_embeds", b"words_embeds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "picture", b"picture", "query", b"query", "similar_to", b"similar_to", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "picture", b"picture", "query", b"query", "similar_to", b"similar_to", "words", b"words", "words_embeds", b"words_embeds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["words", "picture", "similar_to"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["words", "picture", "similar_to", "activations"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
 
@@ -609,10 +796,13 @@ class ListFeatureExamplesRequest(_message.Message):
     FEATURE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 100; 0 means 12. Larger is cut to 100."""
     page_token: _builtins.str
     """From the previous page."""
+    selection: Global___ExampleSelection.ValueType
+    """Which."""
     @_builtins.property
     def feature(self) -> _edits_pb2.FeatureRef:
         """Required."""
@@ -623,10 +813,11 @@ class ListFeatureExamplesRequest(_message.Message):
         feature: _edits_pb2.FeatureRef | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        selection: Global___ExampleSelection.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "page_size", b"page_size", "page_token", b"page_token", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -642,6 +833,8 @@ class FeatureExample(_message.Message):
     ACTIVATION_FIELD_NUMBER: _builtins.int
     THUMBNAIL_FIELD_NUMBER: _builtins.int
     CAPTION_FIELD_NUMBER: _builtins.int
+    QUANTILE_FROM_FIELD_NUMBER: _builtins.int
+    QUANTILE_TO_FIELD_NUMBER: _builtins.int
     picture: _builtins.str
     """The picture's name in the corpus."""
     activation: _builtins.float
@@ -650,6 +843,10 @@ class FeatureExample(_message.Message):
     """A small WebP."""
     caption: _builtins.str
     """The picture's caption; may be empty."""
+    quantile_from: _builtins.float
+    """The quantiles of the activation between which it was drawn, 0 to 1; both 0 for one of the strongest."""
+    quantile_to: _builtins.float
+    """See quantile_from."""
     def __init__(
         self,
         *,
@@ -657,10 +854,12 @@ class FeatureExample(_message.Message):
         activation: _builtins.float = ...,
         thumbnail: _builtins.bytes = ...,
         caption: _builtins.str = ...,
+        quantile_from: _builtins.float = ...,
+        quantile_to: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "caption", b"caption", "picture", b"picture", "thumbnail", b"thumbnail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "caption", b"caption", "picture", b"picture", "quantile_from", b"quantile_from", "quantile_to", b"quantile_to", "thumbnail", b"thumbnail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

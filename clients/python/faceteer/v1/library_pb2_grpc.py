@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class LibraryServiceStub:
     """Labels, examples and statistics of the SAE's features, and search over them.
+
+    Features of a safety class that the operator gates are as if they were not there, unless the call carries the metadata
+    `x-faceteer-access: <key>` with a key that the operator gave out, and names the class where a message has a field for it.
     """
 
     def __init__(self, channel):
@@ -35,6 +38,11 @@ class LibraryServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetLibrary = channel.unary_unary(
+                '/faceteer.v1.LibraryService/GetLibrary',
+                request_serializer=faceteer_dot_v1_dot_library__pb2.GetLibraryRequest.SerializeToString,
+                response_deserializer=faceteer_dot_v1_dot_library__pb2.GetLibraryResponse.FromString,
+                _registered_method=True)
         self.GetFeature = channel.unary_unary(
                 '/faceteer.v1.LibraryService/GetFeature',
                 request_serializer=faceteer_dot_v1_dot_library__pb2.GetFeatureRequest.SerializeToString,
@@ -74,7 +82,17 @@ class LibraryServiceStub:
 
 class LibraryServiceServicer:
     """Labels, examples and statistics of the SAE's features, and search over them.
+
+    Features of a safety class that the operator gates are as if they were not there, unless the call carries the metadata
+    `x-faceteer-access: <key>` with a key that the operator gave out, and names the class where a message has a field for it.
     """
+
+    def GetLibrary(self, request, context):
+        """What the library covers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def GetFeature(self, request, context):
         """One feature, whole. NOT_FOUND (UNKNOWN_FEATURE) with the nearest labels.
@@ -112,7 +130,8 @@ class LibraryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetFeatureIcon(self, request, context):
-        """A picture of what turning the feature up causes. NOT_FOUND (ICON_NOT_MADE) where there is none.
+        """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
+        one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +147,11 @@ class LibraryServiceServicer:
 
 def add_LibraryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetLibrary': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLibrary,
+                    request_deserializer=faceteer_dot_v1_dot_library__pb2.GetLibraryRequest.FromString,
+                    response_serializer=faceteer_dot_v1_dot_library__pb2.GetLibraryResponse.SerializeToString,
+            ),
             'GetFeature': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFeature,
                     request_deserializer=faceteer_dot_v1_dot_library__pb2.GetFeatureRequest.FromString,
@@ -173,7 +197,37 @@ def add_LibraryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LibraryService:
     """Labels, examples and statistics of the SAE's features, and search over them.
+
+    Features of a safety class that the operator gates are as if they were not there, unless the call carries the metadata
+    `x-faceteer-access: <key>` with a key that the operator gave out, and names the class where a message has a field for it.
     """
+
+    @staticmethod
+    def GetLibrary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/faceteer.v1.LibraryService/GetLibrary',
+            faceteer_dot_v1_dot_library__pb2.GetLibraryRequest.SerializeToString,
+            faceteer_dot_v1_dot_library__pb2.GetLibraryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def GetFeature(request,

@@ -27,12 +27,18 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LibraryServiceStub:
-    """Labels, examples and statistics of the SAE's features, and search over them."""
+    """Labels, examples and statistics of the SAE's features, and search over them.
+
+    Features of a safety class that the operator gates are as if they were not there, unless the call carries the metadata
+    `x-faceteer-access: <key>` with a key that the operator gave out, and names the class where a message has a field for it.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LibraryServiceAsyncStub: ...
+    GetLibrary: _grpc.UnaryUnaryMultiCallable[_library_pb2.GetLibraryRequest, _library_pb2.GetLibraryResponse]
+    """What the library covers."""
     GetFeature: _grpc.UnaryUnaryMultiCallable[_library_pb2.GetFeatureRequest, _library_pb2.GetFeatureResponse]
     """One feature, whole. NOT_FOUND (UNKNOWN_FEATURE) with the nearest labels."""
     BatchGetFeatures: _grpc.UnaryUnaryMultiCallable[_library_pb2.BatchGetFeaturesRequest, _library_pb2.BatchGetFeaturesResponse]
@@ -44,15 +50,23 @@ class LibraryServiceStub:
     ListFeatureExamples: _grpc.UnaryUnaryMultiCallable[_library_pb2.ListFeatureExamplesRequest, _library_pb2.ListFeatureExamplesResponse]
     """Pictures on which a feature fires, strongest first, page by page."""
     GetFeatureIcon: _grpc.UnaryUnaryMultiCallable[_library_pb2.GetFeatureIconRequest, _library_pb2.GetFeatureIconResponse]
-    """A picture of what turning the feature up causes. NOT_FOUND (ICON_NOT_MADE) where there is none."""
+    """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
+    one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
+    """
     SetFeatureLabel: _grpc.UnaryUnaryMultiCallable[_library_pb2.SetFeatureLabelRequest, _library_pb2.SetFeatureLabelResponse]
     """Records a person's label. It wins over every automatic one and is never overwritten by a job."""
 
 @_typing.type_check_only
 class LibraryServiceAsyncStub(LibraryServiceStub):
-    """Labels, examples and statistics of the SAE's features, and search over them."""
+    """Labels, examples and statistics of the SAE's features, and search over them.
+
+    Features of a safety class that the operator gates are as if they were not there, unless the call carries the metadata
+    `x-faceteer-access: <key>` with a key that the operator gave out, and names the class where a message has a field for it.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetLibrary: _aio.UnaryUnaryMultiCallable[_library_pb2.GetLibraryRequest, _library_pb2.GetLibraryResponse]  # type: ignore[assignment]
+    """What the library covers."""
     GetFeature: _aio.UnaryUnaryMultiCallable[_library_pb2.GetFeatureRequest, _library_pb2.GetFeatureResponse]  # type: ignore[assignment]
     """One feature, whole. NOT_FOUND (UNKNOWN_FEATURE) with the nearest labels."""
     BatchGetFeatures: _aio.UnaryUnaryMultiCallable[_library_pb2.BatchGetFeaturesRequest, _library_pb2.BatchGetFeaturesResponse]  # type: ignore[assignment]
@@ -64,12 +78,26 @@ class LibraryServiceAsyncStub(LibraryServiceStub):
     ListFeatureExamples: _aio.UnaryUnaryMultiCallable[_library_pb2.ListFeatureExamplesRequest, _library_pb2.ListFeatureExamplesResponse]  # type: ignore[assignment]
     """Pictures on which a feature fires, strongest first, page by page."""
     GetFeatureIcon: _aio.UnaryUnaryMultiCallable[_library_pb2.GetFeatureIconRequest, _library_pb2.GetFeatureIconResponse]  # type: ignore[assignment]
-    """A picture of what turning the feature up causes. NOT_FOUND (ICON_NOT_MADE) where there is none."""
+    """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
+    one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
+    """
     SetFeatureLabel: _aio.UnaryUnaryMultiCallable[_library_pb2.SetFeatureLabelRequest, _library_pb2.SetFeatureLabelResponse]  # type: ignore[assignment]
     """Records a person's label. It wins over every automatic one and is never overwritten by a job."""
 
 class LibraryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Labels, examples and statistics of the SAE's features, and search over them."""
+    """Labels, examples and statistics of the SAE's features, and search over them.
+
+    Features of a safety class that the operator gates are as if they were not there, unless the call carries the metadata
+    `x-faceteer-access: <key>` with a key that the operator gave out, and names the class where a message has a field for it.
+    """
+
+    @_abc_1.abstractmethod
+    def GetLibrary(
+        self,
+        request: _library_pb2.GetLibraryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_library_pb2.GetLibraryResponse, _abc.Awaitable[_library_pb2.GetLibraryResponse]]:
+        """What the library covers."""
 
     @_abc_1.abstractmethod
     def GetFeature(
@@ -117,7 +145,9 @@ class LibraryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _library_pb2.GetFeatureIconRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_library_pb2.GetFeatureIconResponse, _abc.Awaitable[_library_pb2.GetFeatureIconResponse]]:
-        """A picture of what turning the feature up causes. NOT_FOUND (ICON_NOT_MADE) where there is none."""
+        """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
+        one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
+        """
 
     @_abc_1.abstractmethod
     def SetFeatureLabel(

@@ -8,11 +8,13 @@ from faceteer.v1 import edits_pb2 as _edits_pb2
 from faceteer.v1 import encoder_pb2 as _encoder_pb2
 from faceteer.v1 import execution_pb2 as _execution_pb2
 from faceteer.v1 import generator_pb2 as _generator_pb2
+from faceteer.v1 import library_pb2 as _library_pb2
 from faceteer.v1 import sae_pb2 as _sae_pb2
 from faceteer.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,6 +25,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _LayoutMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LayoutMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LayoutMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LAYOUT_METHOD_UNSPECIFIED: _LayoutMethod.ValueType  # 0
+    """INVALID_ARGUMENT."""
+    LAYOUT_METHOD_IMAGE_TO_IMAGE: _LayoutMethod.ValueType  # 1
+    """The photo's own latents with part of the noise added (image to image)."""
+    LAYOUT_METHOD_INVERSION: _LayoutMethod.ValueType  # 2
+    """The noise that draws the photo again (DDIM inversion), cached after the first time. Needs SCHEDULER_DDIM."""
+
+class LayoutMethod(_LayoutMethod, metaclass=_LayoutMethodEnumTypeWrapper):
+    """How an edited picture keeps the layout of the photo it came from."""
+
+LAYOUT_METHOD_UNSPECIFIED: LayoutMethod.ValueType  # 0
+"""INVALID_ARGUMENT."""
+LAYOUT_METHOD_IMAGE_TO_IMAGE: LayoutMethod.ValueType  # 1
+"""The photo's own latents with part of the noise added (image to image)."""
+LAYOUT_METHOD_INVERSION: LayoutMethod.ValueType  # 2
+"""The noise that draws the photo again (DDIM inversion), cached after the first time. Needs SCHEDULER_DDIM."""
+Global___LayoutMethod: _TypeAlias = LayoutMethod  # noqa: Y015
 
 @_typing.final
 class GetStudioRequest(_message.Message):
@@ -53,6 +79,7 @@ class GetStudioResponse(_message.Message):
     ENCODER_FIELD_NUMBER: _builtins.int
     SAE_FIELD_NUMBER: _builtins.int
     GENERATOR_FIELD_NUMBER: _builtins.int
+    LIBRARY_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """The bundle's name."""
     version: _builtins.str
@@ -73,6 +100,10 @@ class GetStudioResponse(_message.Message):
     def generator(self) -> _generator_pb2.GetGeneratorResponse:
         """The decoder and its limits."""
 
+    @_builtins.property
+    def library(self) -> _library_pb2.GetLibraryResponse:
+        """What the library covers."""
+
     def __init__(
         self,
         *,
@@ -82,10 +113,11 @@ class GetStudioResponse(_message.Message):
         encoder: _encoder_pb2.GetEncoderResponse | None = ...,
         sae: _sae_pb2.GetSaeResponse | None = ...,
         generator: _generator_pb2.GetGeneratorResponse | None = ...,
+        library: _library_pb2.GetLibraryResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "generator", b"generator", "revisions", b"revisions", "sae", b"sae"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "generator", b"generator", "library", b"library", "revisions", b"revisions", "sae", b"sae"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "encoder", b"encoder", "generator", b"generator", "revisions", b"revisions", "sae", b"sae", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "encoder", b"encoder", "generator", b"generator", "library", b"library", "revisions", b"revisions", "sae", b"sae", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,6 +294,38 @@ class OpenImageResponse(_message.Message):
 Global___OpenImageResponse: _TypeAlias = OpenImageResponse  # noqa: Y015
 
 @_typing.final
+class KeepLayout(_message.Message):
+    """Keep the layout of a photo. FAILED_PRECONDITION (NOT_IN_BUNDLE) where the decoder cannot read pictures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    STRENGTH_FIELD_NUMBER: _builtins.int
+    method: Global___LayoutMethod.ValueType
+    """Required."""
+    image: _builtins.bytes
+    """The photo, a whole file; may be left out when the request's input is one."""
+    strength: _builtins.float
+    """For IMAGE_TO_IMAGE: how much is drawn anew, in (0, 1]; 0.7 when left out."""
+    def __init__(
+        self,
+        *,
+        method: Global___LayoutMethod.ValueType = ...,
+        image: _builtins.bytes = ...,
+        strength: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "strength", b"strength"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "image", b"image", "method", b"method", "strength", b"strength"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__strength: _TypeAlias = _typing.Literal["strength"]  # noqa: Y015
+    _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strength) -> _WhichOneofReturnType__strength | None: ...
+
+Global___KeepLayout: _TypeAlias = KeepLayout  # noqa: Y015
+
+@_typing.final
 class EditImageRequest(_message.Message):
     """A picture, its edits, how to draw it."""
 
@@ -274,6 +338,7 @@ class EditImageRequest(_message.Message):
     REPORT_ONLY_FIELD_NUMBER: _builtins.int
     SKIP_MEASURING_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
+    KEEP_LAYOUT_FIELD_NUMBER: _builtins.int
     report_only: _builtins.bool
     """Report only; draw nothing."""
     skip_measuring: _builtins.bool
@@ -296,6 +361,10 @@ class EditImageRequest(_message.Message):
     def expected_revisions(self) -> _execution_pb2.Revisions:
         """Refuse to run on other models than these (a recipe's): FAILED_PRECONDITION (REVISION_MISMATCH)."""
 
+    @_builtins.property
+    def keep_layout(self) -> Global___KeepLayout:
+        """Keep the layout of the photo; drawn from pure noise when left out."""
+
     def __init__(
         self,
         *,
@@ -306,10 +375,11 @@ class EditImageRequest(_message.Message):
         report_only: _builtins.bool = ...,
         skip_measuring: _builtins.bool = ...,
         preview_every: _builtins.int = ...,
+        keep_layout: Global___KeepLayout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_revisions", b"expected_revisions", "input", b"input", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_revisions", b"expected_revisions", "input", b"input", "keep_layout", b"keep_layout", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "expected_revisions", b"expected_revisions", "input", b"input", "preview_every", b"preview_every", "report_only", b"report_only", "settings", b"settings", "skip_measuring", b"skip_measuring"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "expected_revisions", b"expected_revisions", "input", b"input", "keep_layout", b"keep_layout", "preview_every", b"preview_every", "report_only", b"report_only", "settings", b"settings", "skip_measuring", b"skip_measuring"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,7 @@
+"""What stops a job. It knows nothing of any job."""
+
+from __future__ import annotations
+
+
+class JobError(Exception):
+    """What is wrong with a job's input, in one sentence that names the fix: printed without a traceback, exit code 1."""
