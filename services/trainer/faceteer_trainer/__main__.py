@@ -1,7 +1,7 @@
 """The trainer's command line: one job a word, `python -m faceteer_trainer JOB --help` tells each job's options.
 
-It knows only where each job lives. A job is a module with `add_arguments(parser)` and `run(arguments)`; only the one that
-was asked for is imported.
+It knows only where each job lives. A job is a module with `add_arguments(parser)` and `run(arguments)`; only the one
+that was asked for is imported.
 """
 
 from __future__ import annotations

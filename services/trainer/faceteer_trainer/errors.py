@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class JobError(Exception):
-    """What is wrong with a job's input, in one sentence that names the fix: printed without a traceback, exit code 1."""
+    """What is wrong with a job's input, in one sentence that names the fix: printed without traceback, exit code 1."""
