@@ -1,0 +1,1 @@
+"""Pictures to embedding shards, and shards to whoever trains or measures on them."""

@@ -1,0 +1,271 @@
+"""A corpus of embeddings on disk: shards that are read through memory maps, whatever their number.
+
+    corpus.json                what it is, and its shards with their rows
+    embeds-00000.safetensors   "embeds" [m, d] float16 or float32; the encoder's revision in the header
+    pictures-00000.parquet     beside it, optional: name, caption, thumbnail (WebP) of each row
+    bad.jsonl                  pictures that could not be read, and why
+
+It knows nothing of how embeddings are made. Rows are numbered over all shards, in the order of corpus.json.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from faceteer_trainer.errors import JobError
+
+CARD = "corpus.json"
+FORMAT = 1
+_DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_CODES = {"float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: its file names in the corpus' directory, and how many rows it holds."""
+
+    embeds: str
+    rows: int
+    pictures: str | None = None
+
+
+@dataclass(frozen=True)
+class CorpusCard:
+    """What corpus.json says.
+
+    Attributes:
+        name: of the corpus, for people.
+        encoder_revision: of the encoder that made the embeddings.
+        embed_dim: d.
+        dtype: float16 or float32.
+        shards: in order.
+        n_bad: pictures left out because they could not be read.
+        source: what the pictures were, for people.
+        complete: False while the job that writes it has not come to its end.
+    """
+
+    name: str
+    encoder_revision: str
+    embed_dim: int
+    dtype: str
+    shards: tuple[Shard, ...]
+    n_bad: int = 0
+    source: str = ""
+    complete: bool = True
+
+    def write(self, directory: Path) -> None:
+        """Write corpus.json whole or not at all."""
+        part = directory / f"{CARD}.part"
+        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        part.replace(directory / CARD)
+
+
+class PictureRow(NamedTuple):
+    """What is known of one row's picture; thumbnail is a WebP file, empty where none was kept."""
+
+    name: str
+    caption: str
+    thumbnail: bytes
+
+
+def write_embeds(path: Path, embeds: npt.NDArray[np.floating], *, dtype: str, encoder_revision: str) -> None:
+    """Write a shard's embeddings [m, d] as a safetensors file, whole or not at all; the same bytes for the same input.
+
+    Raises:
+        JobError: a value is not finite, or does not fit float16.
+    """
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(embeds, _DTYPES[_CODES[dtype]])
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+        raise JobError(f"{path}: row {row} is not finite in {dtype}; store float32, or leave the picture out")
+    header = json.dumps(
+        {
+            "__metadata__": {"encoder_revision": encoder_revision},
+            "embeds": {"dtype": _CODES[dtype], "shape": list(values.shape), "data_offsets": [0, values.nbytes]},
+        },
+        separators=(",", ":"),
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(values.data)
+    part.replace(path)
+
+
+def map_embeds(path: Path, rows: int, embed_dim: int, encoder_revision: str) -> npt.NDArray[np.floating]:
+    """A shard's embeddings [rows, d] as a read-only memory map, in the file's own dtype.
+
+    Raises:
+        JobError: the file is missing, cut short, of another shape or of another encoder.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > 1_000_000:
+                raise ValueError("no safetensors header")
+            header: dict[str, Any] = json.loads(file.read(length))
+        entry = header["embeds"]
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+    except FileNotFoundError:
+        raise JobError(f"{path}: missing; run embed again into this folder to make it anew") from None
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise JobError(f"{path}: not an embedding shard ({error}); delete it and run embed again") from None
+    found = header.get("__metadata__", {}).get("encoder_revision")
+    if found != encoder_revision:
+        raise JobError(f"{path}: made by encoder {found}, but the corpus is of {encoder_revision}; delete it")
+    if shape != (rows, embed_dim) or stop - start != rows * embed_dim * dtype.itemsize:
+        raise JobError(f"{path}: holds {list(shape)} values, not {[rows, embed_dim]}; delete it and run embed again")
+    if size < 8 + length + stop:
+        raise JobError(f"{path}: cut short ({size} of {8 + length + stop} bytes); delete it and run embed again")
+    return np.memmap(path, dtype, "r", 8 + length + start, shape)
+
+
+class EmbeddingCorpus:
+    """Embeddings [n, d] over many shards, mapped and never loaded whole. Safe to use from many processes.
+
+    Attributes:
+        directory: where it lies.
+        card: what corpus.json says.
+    """
+
+    def __init__(self, directory: Path, card: CorpusCard) -> None:
+        self.directory, self.card = directory, card
+        self._starts = np.cumsum([0, *(shard.rows for shard in card.shards)])
+        self._maps: list[npt.NDArray[np.floating] | None] = [None] * len(card.shards)
+
+    @classmethod
+    def open(cls, directory: Path | str, *, encoder_revision: str | None = None) -> EmbeddingCorpus:
+        """Read corpus.json and look at every shard's header and size.
+
+        Args:
+            directory: made by `faceteer_trainer embed`.
+            encoder_revision: refuse embeddings of another encoder.
+
+        Raises:
+            JobError: not a corpus, unfinished, of another encoder, empty, or a shard is missing or cut short.
+        """
+        directory = Path(directory)
+        path = directory / CARD
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+            if given.pop("format") != FORMAT:
+                raise JobError(f"{path}: a format that this version does not read")
+            given["shards"] = tuple(Shard(**shard) for shard in given["shards"])
+            card = CorpusCard(**given)
+        except FileNotFoundError:
+            raise JobError(f"{directory}: no embedding corpus ({CARD} is missing); make one with embed") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise JobError(f"{path}: not readable ({error}); run embed again") from None
+        if not card.complete:
+            raise JobError(f"{directory}: the embed job has not finished; run it again to go on where it stopped")
+        if encoder_revision is not None and card.encoder_revision != encoder_revision:
+            raise JobError(
+                f"{directory}: embeddings of encoder {card.encoder_revision}, but encoder {encoder_revision} is needed; "
+                "embed the pictures with that bundle"
+            )
+        corpus = cls(directory, card)
+        if len(corpus) == 0:
+            raise JobError(f"{directory}: holds no embeddings")
+        for index in range(len(card.shards)):
+            corpus.shard(index)
+        return corpus
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def embed_dim(self) -> int:
+        """The length d of an embedding."""
+        return self.card.embed_dim
+
+    @property
+    def encoder_revision(self) -> str:
+        """Of the encoder that made the embeddings."""
+        return self.card.encoder_revision
+
+    def shard(self, index: int) -> npt.NDArray[np.floating]:
+        """One shard's embeddings [m, d], a read-only map in the file's dtype."""
+        mapped = self._maps[index]
+        if mapped is None:
+            shard = self.card.shards[index]
+            path = self.directory / shard.embeds
+            mapped = self._maps[index] = map_embeds(path, shard.rows, self.embed_dim, self.encoder_revision)
+        return mapped
+
+    def rows(self, indices: npt.NDArray[np.integer] | Sequence[int]) -> npt.NDArray[np.float32]:
+        """Any rows, float32 [m, d], in the order asked for.
+
+        Raises:
+            JobError: a row is not finite.
+        """
+        wanted = np.asarray(indices, np.int64)
+        found = np.empty((len(wanted), self.embed_dim), np.float32)
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        for index in np.unique(shards):
+            here = np.flatnonzero(shards == index)
+            # Sorted, so that the disk is read forwards.
+            here = here[np.argsort(wanted[here], kind="stable")]
+            found[here] = self.shard(int(index))[wanted[here] - self._starts[index]]
+        self._check(found, wanted)
+        return found
+
+    def chunks(self, size: int = 4096) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Every row once, in order: (number of the first row, float32 [<= size, d]); never across two shards.
+
+        Raises:
+            JobError: a row is not finite.
+        """
+        for index, shard in enumerate(self.card.shards):
+            first = int(self._starts[index])
+            for start in range(0, shard.rows, size):
+                chunk = self.shard(index)[start : start + size].astype(np.float32)
+                self._check(chunk, np.arange(first + start, first + start + len(chunk)))
+                yield first + start, chunk
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether every row has a name (and perhaps a caption and a thumbnail)."""
+        return all(shard.pictures is not None for shard in self.card.shards)
+
+    def pictures(self, indices: npt.NDArray[np.integer] | Sequence[int]) -> list[PictureRow]:
+        """What is known of these rows' pictures, in the order asked for; a name made of the number where nothing is."""
+        wanted = np.asarray(indices, np.int64)
+        found: list[PictureRow | None] = [None] * len(wanted)
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        for index in np.unique(shards):
+            here = np.flatnonzero(shards == index)
+            file = self.card.shards[index].pictures
+            if file is None:
+                for at in here:
+                    found[at] = PictureRow(f"picture-{wanted[at]}", "", b"")
+                continue
+            try:
+                table = pq.read_table(self.directory / file, columns=["name", "caption", "thumbnail"])
+            except (OSError, ValueError) as error:
+                raise JobError(f"{self.directory / file}: not readable ({error}); run embed again") from None
+            for row, at in zip(table.take(wanted[here] - self._starts[index]).to_pylist(), here, strict=True):
+                found[at] = PictureRow(row["name"], row["caption"] or "", row["thumbnail"] or b"")
+        return [row for row in found if row is not None]
+
+    def _check(self, values: npt.NDArray[np.float32], numbers: npt.NDArray[np.int64]) -> None:
+        finite = np.isfinite(values).all(1)
+        if not finite.all():
+            number = int(numbers[int(np.flatnonzero(~finite)[0])])
+            shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+            raise JobError(
+                f"{self.directory / self.card.shards[shard].embeds}: row {number - int(self._starts[shard])} holds NaN "
+                "or infinite values; delete the shard and run embed again"
+            )
