@@ -173,7 +173,7 @@ class EmbeddingCorpus:
             raise JobError(f"{directory}: the embed job has not finished; run it again to go on where it stopped")
         if encoder_revision is not None and card.encoder_revision != encoder_revision:
             raise JobError(
-                f"{directory}: embeddings of encoder {card.encoder_revision}, but encoder {encoder_revision} is needed; "
+                f"{directory}: embeddings of encoder {card.encoder_revision}, but {encoder_revision} is needed; "
                 "embed the pictures with that bundle"
             )
         corpus = cls(directory, card)
