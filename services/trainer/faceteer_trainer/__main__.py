@@ -29,7 +29,10 @@ JOBS = {
     "evaluate-sae": Job("sae.evaluate_command", "measure one or several SAEs on a corpus, side by side"),
     "import-sae": Job("formats.import_command", "an SAE in a published file format to a bundle's"),
     "export-sae": Job("formats.export_command", "a bundle's SAE to a file format that others read"),
-    "library": Job("library.command", "build a feature library: statistics, examples, labels, scores, icons"),
+    "build-library": Job("library.command", "a feature library from a corpus: statistics, examples, related features"),
+    "label-library": Job("labels.command", "name a library's features, and score every name on held-out pictures"),
+    "draw-icons": Job("icons.command", "draw what turning each feature up causes, and score its label by that"),
+    "report-library": Job("labels.report_command", "how good a library's every part is, as a page"),
     "bundles": Job("bundles.command", "pull, verify, list and describe bundles"),
     "postcards": Job("postcards.command", "make the postcards bundle, whole or by steps"),
     "evaluate": Job("evaluation.command", "measure a bundle against the truth of its pictures"),
@@ -37,7 +40,7 @@ JOBS = {
 
 
 def _listing() -> str:
-    return "jobs:\n" + "\n".join(f"  {name:<13} {job.help}" for name, job in JOBS.items())
+    return "jobs:\n" + "\n".join(f"  {name:<14} {job.help}" for name, job in JOBS.items())
 
 
 def main(arguments: list[str] | None = None) -> None:
