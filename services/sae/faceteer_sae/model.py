@@ -10,17 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from faceteer_runtime.bundle import BundleError
 
-from faceteer_sae.weights import SaeConfig, chunks, load_config, load_weights
-
-# Rows of weights brought to float32 at a time: 8,192 of 1,280 values are 42 MB.
-_ROWS = 8192
-# float16 has no fast matrix product on CPUs: from this many embeddings on, converting blocks of rows that stay in the
-# cache to float32 costs less than one float16 pass for each embedding.
-_HALF_BATCH, _HALF_BLOCK = 4, 512
-# Unit roundoff of the number type in which the screening runs.
-_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+from faceteer_sae.rows import BLOCK as _ROWS
+from faceteer_sae.screening import Screen, float_screen, int8_screen
+from faceteer_sae.weights import SaeConfig, decoder_rows, encoder_rows, load_config, load_weights, screen_rows
 
 
 class FeatureActivations(NamedTuple):
@@ -55,7 +49,7 @@ class SparseAutoencoder:
         batchtopk   p_i if p_i > max(threshold, 0), else 0                   (at inference; Bussmann et al. 2024)
         jumprelu    p_i if p_i > max(threshold_i, 0), else 0                 (Rajamanoharan et al. 2024)
 
-    Encoding *screens* all features in the weights' own number type, which at batch 1 costs as much as reading W_enc
+    Encoding *screens* all features (:mod:`faceteer_sae.screening`), which at batch 1 costs as much as reading W_enc
     once, and then computes the few pre-activations that could matter again, in float32, one dot product each. So a
     feature's activation is the same number whether it was found among all or asked for alone, whatever the batch, and
     the screening may be as coarse as its error bound is honest.
@@ -63,12 +57,13 @@ class SparseAutoencoder:
     Both matrices lie as [d_sae, d_in], so that a feature's encoder and decoder vectors are contiguous rows.
     """
 
-    def __init__(self, config: SaeConfig, weights: dict[str, torch.Tensor], device: str = "cpu") -> None:
-        """Takes weights in the shapes and under the names of docs/bundles.md; see :meth:`load`."""
+    def __init__(
+        self, config: SaeConfig, weights: dict[str, torch.Tensor], device: str = "cpu", screening: str = "auto"
+    ) -> None:
+        """Takes weights in the shapes and under the names of docs/bundles.md, in either layout; see :meth:`load`."""
         self.config = config
         self.architecture, self.d_in, self.d_sae, self.k = config.architecture, config.d_in, config.d_sae, config.k
-        self._W_enc = weights["W_enc"].T.contiguous()
-        self._W_dec = weights["W_dec"].contiguous()
+        self._W_enc, self._W_dec = encoder_rows(weights), decoder_rows(weights)
         self.b_enc: np.ndarray = weights["b_enc"].float().numpy()
         self.b_dec: np.ndarray = weights["b_dec"].float().numpy()
         self.b_pre: np.ndarray = self.b_dec if config.apply_b_dec_to_input else np.zeros_like(self.b_dec)
@@ -76,24 +71,29 @@ class SparseAutoencoder:
         if self.architecture != "topk":
             given = weights.get("threshold", weights.get("topk_threshold", torch.zeros(())))
             self.threshold = np.broadcast_to(np.maximum(given.float().numpy(), np.float32(0)), (self.d_sae,))
-        self._device = torch.device(device)
-        # What is screened; shares the rows' memory on a CPU.
-        self._screen_W = self._W_enc.to(self._device)
-        self._screen_b = torch.from_numpy(self.b_enc).to(self._device)
-        self._screen_threshold = (
-            None if self.threshold is None else torch.from_numpy(self.threshold.copy()).to(self._device)
-        )
-        self._largest_norm = max(float(rows.float().norm(dim=1).max()) for rows in chunks(self._W_enc))
+            self._threshold_t = torch.from_numpy(self.threshold.copy()).to(device)
+        self._screen = self._make_screen(weights, torch.device(device), screening)
 
     @classmethod
-    def load(cls, directory: Path, device: str = "cpu") -> SparseAutoencoder:
+    def load(cls, directory: Path, device: str = "cpu", screening: str = "auto") -> SparseAutoencoder:
         """Reads cfg.json and sae_weights.safetensors.
 
+        Args:
+            directory: a bundle's ``sae/``.
+            device: where all features are screened; single ones are always computed on the CPU.
+            screening: "int8", a copy of the encoder at a byte a weight is read instead of it (half of float16's time on
+                a CPU), from the file or made in memory; "weights", the weights themselves; "auto", int8 where the file
+                holds the copy.
+
         Raises:
-            BundleError: one sentence on what is wrong with which file.
+            BundleError: one sentence on what is wrong with which file, or the device is not there.
         """
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise BundleError(
+                f"device {device!r} was asked for, but this machine has no CUDA GPU; set FACETEER_DEVICE=cpu"
+            )
         config = load_config(directory)
-        return cls(config, load_weights(directory, config), device)
+        return cls(config, load_weights(directory, config), device, screening)
 
     def encode(self, x: np.ndarray) -> list[FeatureActivations]:
         """The features that fire on each of N embeddings.
@@ -102,8 +102,7 @@ class SparseAutoencoder:
             x: float32 [N, d_in], finite.
         """
         x_in = x - self.b_pre
-        norms = np.linalg.norm(x_in.astype(np.float64), axis=1)
-        rows, columns = self._candidates(x_in, self._screening_error(norms))
+        rows, columns = self._candidates(x_in)
         bounds = np.searchsorted(rows, np.arange(len(x) + 1))
         return [self._settle(x_in[n], columns[bounds[n] : bounds[n + 1]]) for n in range(len(x))]
 
@@ -138,47 +137,29 @@ class SparseAutoencoder:
 
     def directions(self, indices: np.ndarray) -> np.ndarray:
         """Decoder vectors d_i of m features, float32 [m, d_in]."""
-        return _take(self._W_dec, indices)
+        return self._W_dec.take(indices)
 
     # -- encoding --------------------------------------------------------------------------------
 
-    def _screening_error(self, norms: np.ndarray) -> np.ndarray:
-        """How far a screened pre-activation may be from the exact one, float32 [N], for inputs of these norms.
+    def _make_screen(self, weights: dict[str, torch.Tensor], device: torch.device, screening: str) -> Screen:
+        copy = screen_rows(weights)
+        quantised = self._W_enc.scales is not None
+        # A GPU's int8 product wants larger batches than one; its float16 is fast enough.
+        if device.type == "cpu" and (quantised or screening == "int8" or (screening == "auto" and copy is not None)):
+            return int8_screen(self._W_enc, self.b_enc, None if quantised else copy)
+        return float_screen(self._W_enc, self.b_enc, device)
 
-        Rounding x and rounding the result cost a unit roundoff of ``||x|| ||w||`` each (Cauchy-Schwarz), summing d
-        products in float32 costs d of float32's (Higham 2002, section 3.1); half as much again for the bias.
-        """
-        relative = 2 * _ROUNDOFF[self._screen_W.dtype] + self.d_in * _ROUNDOFF[torch.float32]
-        error: np.ndarray = 1.5 * relative * (norms * self._largest_norm + np.abs(self.b_enc).max())
-        return error.astype(np.float32)
-
-    def _candidates(self, x_in: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, x_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns, sorted, of all features that might fire (for topk: might be among the k largest)."""
         with torch.inference_mode():
-            error_t = torch.from_numpy(error).to(self._device)[:, None]
-            # Scaled by powers of two, which costs no accuracy, so that no input overflows float16.
-            scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(x_in).max(axis=1), 1e-20)))).astype(np.float32)
-            pre = self._screen(torch.from_numpy(x_in / scale[:, None]).to(self._device))
-            pre *= torch.from_numpy(scale).to(self._device)[:, None]
-            pre += self._screen_b
-            if self._screen_threshold is None:
-                kth = pre.topk(self.k, dim=1, sorted=True).values[:, -1:]
-                mask = pre >= kth - 2 * error_t
+            pre, error = self._screen(x_in)
+            if self.threshold is None:
+                # No fewer than k features reach the k-th largest of the lower bounds.
+                least = (pre - error).topk(self.k, dim=1, sorted=True).values[:, -1:]
             else:
-                mask = pre > self._screen_threshold - error_t
-            rows, columns = mask.nonzero(as_tuple=True)
+                least = self._threshold_t
+            rows, columns = (pre >= least - error).nonzero(as_tuple=True)
             return rows.cpu().numpy(), columns.cpu().numpy()
-
-    def _screen(self, x_in: torch.Tensor) -> torch.Tensor:
-        """``x_in W_enc``, float32 [N, d_sae], as exactly as the weights' number type allows."""
-        W = self._screen_W
-        if W.dtype != torch.float16 or W.device.type != "cpu" or len(x_in) < _HALF_BATCH:
-            return F.linear(x_in.to(W.dtype), W).float()
-        pre = torch.empty(len(x_in), len(W))
-        for start in range(0, len(W), _HALF_BLOCK):
-            block = W[start : start + _HALF_BLOCK].float()
-            pre[:, start : start + _HALF_BLOCK] = F.linear(x_in, block)
-        return pre
 
     def _settle(self, x_in: np.ndarray, candidates: np.ndarray) -> FeatureActivations:
         """Exact pre-activations of the candidates, and which of them fire."""
@@ -203,16 +184,6 @@ class SparseAutoencoder:
         for start in range(0, len(indices), _ROWS):
             part = slice(start, start + _ROWS)
             # One dot product a row, so that a row's result does not depend on its neighbours.
-            np.vecdot(_take(self._W_enc, indices[part]), x_in, out=pre_acts[part])
+            np.vecdot(self._W_enc.take(indices[part]), x_in, out=pre_acts[part])
         pre_acts += self.b_enc[indices]
         return pre_acts
-
-
-def _take(matrix: torch.Tensor, indices: np.ndarray) -> np.ndarray:
-    """Rows of a CPU matrix as float32."""
-    if matrix.dtype == torch.float32:
-        rows: np.ndarray = matrix.numpy()[indices]
-        return rows
-    # By torch, which converts float16 six times faster than numpy.
-    with torch.inference_mode():
-        return matrix.index_select(0, torch.as_tensor(np.asarray(indices, dtype=np.int64))).float().numpy()

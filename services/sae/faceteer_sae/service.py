@@ -32,7 +32,7 @@ def build(resources: Resources) -> Service:
     settings = SaeSettings.from_other(resources.settings)
     torch.set_num_threads(settings.threads)
     part = resources.bundle.part("sae")
-    sae = SparseAutoencoder.load(part.path, settings.device)
+    sae = SparseAutoencoder.load(part.path, settings.device, settings.sae_screening)
     statistics = load_statistics(part.path, sae.d_in, sae.d_sae)
     worker = ModelWorker("sae")
     encodings = Encodings(

@@ -92,9 +92,9 @@ def test_the_same_embedding_twice_differs_in_nothing(pair: Pair) -> None:
 
 def test_features_that_cancel_each_other_do_not_stop_the_search() -> None:
     pair = random_sae("standard", d_sae=3, d_in=2)
-    pair.sae._W_dec[:] = 0
-    pair.sae._W_dec[0, 0], pair.sae._W_dec[0, 1] = 10.0, 1.0
-    pair.sae._W_dec[1, 0], pair.sae._W_dec[1, 1] = -10.0, 1.0
+    pair.sae._W_dec.values[:] = 0
+    pair.sae._W_dec.values[0, 0], pair.sae._W_dec.values[0, 1] = 10.0, 1.0
+    pair.sae._W_dec.values[1, 0], pair.sae._W_dec.values[1, 1] = -10.0, 1.0
     none = FeatureActivations(np.empty(0, np.int32), np.empty(0, np.float32), np.nan)
     both = FeatureActivations(np.array([0, 1], np.int32), np.ones(2, np.float32), np.nan)
     x = np.zeros(2, np.float32)

@@ -1,0 +1,173 @@
+"""Weights in layout rows and in int8, screening in int8: the same features, and memory that processes share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faceteer_runtime.bundle import BundleError
+from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.rows import Rows, quantised
+from faceteer_sae.screening import FloatScreen, Int8Screen, float_screen, int8_screen
+from faceteer_sae.weights import load_config, load_weights
+from faceteer_sae.writing import write_rows
+from safetensors.torch import load_file, save_file
+from unit.sae.random_sae import ARCHITECTURES, Dense, Pair, embeddings, random_sae
+
+
+def card(pair: Pair) -> dict[str, object]:
+    c = pair.config
+    return {
+        "architecture": c.architecture,
+        "d_in": c.d_in,
+        "d_sae": c.d_sae,
+        "k": c.k,
+        "apply_b_dec_to_input": c.apply_b_dec_to_input,
+    }
+
+
+def stored(directory: Path, pair: Pair) -> Dense:
+    """The float64 implementation over what the file really holds."""
+    held = {name: tensor.double().numpy() for name, tensor in load_file(directory / "sae_weights.safetensors").items()}
+    for name in ("W_enc_rows", "W_dec"):
+        if f"{name}_scales" in held:
+            held[name] = held[name] * held[f"{name}_scales"][:, None]
+    d = pair.dense
+    b_pre = held["b_dec"] if pair.config.apply_b_dec_to_input else d.b_pre
+    threshold = np.broadcast_to(held.get("threshold", held.get("topk_threshold", np.zeros(()))), d.threshold.shape)
+    return Dense(
+        d.architecture, d.k, held["W_enc_rows"].T, held["b_enc"], held["W_dec"], held["b_dec"], b_pre, threshold
+    )
+
+
+def test_int8_levels_are_those_done_by_hand() -> None:
+    values, scales = quantised(torch.tensor([[127.0, -63.5, 1.0], [0.0, 0.0, 0.0], [0.5, 0.25, -1.0]]))
+    assert scales.tolist() == [1.0, 0.0, pytest.approx(1 / 127)]
+    assert values.tolist() == [[127, -64, 1], [0, 0, 0], [64, 32, -127]]
+    taken = Rows(values, scales.numpy()).take(np.array([2, 0]))
+    assert np.allclose(taken, [[64 / 127, 32 / 127, -1.0], [127.0, -64.0, 1.0]])
+
+
+@pytest.mark.parametrize("screening", ["auto", "int8", "weights"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_are_those_of_a_dense_float64_implementation_of_the_stored_weights(
+    architecture: str, dtype: str, screening: str, tmp_path: Path
+) -> None:
+    pair = random_sae(architecture, seed=11, d_in=48, d_sae=700, k=20)
+    write_rows(tmp_path, card(pair), pair.weights, dtype)
+    sae, dense = SparseAutoencoder.load(tmp_path, screening=screening), stored(tmp_path, pair)
+    x = embeddings(12, 7, 48)
+    for one, found in zip(x, sae.encode(x), strict=True):
+        f = dense.encode(one.astype(np.float64))
+        assert found.top_indices.tolist() == np.flatnonzero(f).tolist()
+        assert np.allclose(found.top_acts, f[f > 0], rtol=1e-4, atol=1e-4)
+        assert np.allclose(sae.decode(found.top_indices, found.top_acts), dense.decode(f), rtol=1e-4, atol=1e-3)
+        assert sae.activations(one, found.top_indices, found.kth_pre_act).tolist() == found.top_acts.tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
+@pytest.mark.parametrize("make", [float_screen, int8_screen])
+def test_no_pre_activation_lies_outside_what_a_screen_promises(make: object, scale: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        spread = torch.logspace(-0.5, 0.5, 500)[:, None]
+        rows = Rows((torch.randn(500, 64, generator=generator) * spread).to(dtype))
+        b_enc = torch.randn(500, generator=generator).numpy()
+        x = embeddings(4, 20, 64, scale)
+        screen = float_screen(rows, b_enc, torch.device("cpu")) if make is float_screen else int8_screen(rows, b_enc)
+        pre, error = screen(x)
+        exact = x.astype(np.float64) @ rows.values.double().numpy().T + b_enc
+        off = np.abs(pre.double().numpy() - exact)
+        assert (off <= error.double().numpy()).all()
+        # A bound that lets everything through would be useless.
+        assert np.median(error.numpy()) < 0.2 * np.median(np.abs(exact))
+
+
+def test_the_screen_is_the_one_asked_for(tmp_path: Path) -> None:
+    pair = random_sae("standard")
+    write_rows(tmp_path / "with", card(pair), pair.weights, "float16")
+    write_rows(tmp_path / "without", card(pair), pair.weights, "float16", screen=False)
+
+    def kind(directory: str, screening: str) -> type:
+        return type(SparseAutoencoder.load(tmp_path / directory, screening=screening)._screen)
+
+    assert kind("with", "auto") is kind("with", "int8") is kind("without", "int8") is Int8Screen
+    assert kind("without", "auto") is kind("with", "weights") is FloatScreen
+
+
+def test_tied_weights_are_written_too(tmp_path: Path) -> None:
+    pair = random_sae("standard")
+    tied = {**pair.weights, "W_enc": pair.weights["W_dec"].T}
+    write_rows(tmp_path, card(pair), tied, "float32")
+    held = load_file(tmp_path / "sae_weights.safetensors")
+    assert torch.equal(held["W_enc_rows"], held["W_dec"])
+
+
+def test_a_value_that_float16_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    pair = random_sae("standard")
+    with pytest.raises(ValueError, match="W_dec holds values that are not finite in float16; take a wider type"):
+        write_rows(tmp_path / "sae", card(pair), {**pair.weights, "W_dec": pair.weights["W_dec"] * 1e6}, "float16")
+    assert not (tmp_path / "sae").exists()
+
+
+def test_int8_without_its_scales_and_int8_in_the_other_layout_are_refused(tmp_path: Path) -> None:
+    pair = random_sae("standard")
+    write_rows(tmp_path, card(pair), pair.weights, "int8")
+    path = tmp_path / "sae_weights.safetensors"
+    held = load_file(path)
+    save_file({name: tensor for name, tensor in held.items() if name != "W_dec_scales"}, path)
+    with pytest.raises(BundleError, match="'W_dec_scales' is missing"):
+        load_weights(tmp_path, load_config(tmp_path))
+    save_file({**held, "W_dec_scales": torch.full((96,), torch.nan)}, path)
+    with pytest.raises(BundleError, match="'W_dec_scales' holds NaN"):
+        load_weights(tmp_path, load_config(tmp_path))
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "layout": "columns"}))
+    with pytest.raises(BundleError, match="layout 'columns' is not one of saelens, rows"):
+        load_config(tmp_path)
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    pair = random_sae("standard")
+    write_rows(tmp_path, card(pair), pair.weights, "float16")
+    with pytest.raises(BundleError, match="'cuda' was asked for, but this machine has no CUDA GPU"):
+        SparseAutoencoder.load(tmp_path, "cuda")
+
+
+RESIDENT = """
+import sys, psutil, torch
+from pathlib import Path
+import numpy as np
+from faceteer_sae.model import SparseAutoencoder
+torch.set_num_threads(1)
+directory = Path(sys.argv[1])
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+before = psutil.Process().memory_info().rss, anonymous()
+sae = SparseAutoencoder.load(directory)
+sae.encode(np.ones((1, sae.d_in), np.float32))
+print(psutil.Process().memory_info().rss - before[0], anonymous() - before[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own account of memory")
+def test_the_weights_stay_on_the_files_own_pages(tmp_path: Path) -> None:
+    d_sae, d_in = 32_768, 512
+    rows = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(0))
+    config = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": 16, "apply_b_dec_to_input": False}
+    tensors = {"W_enc_rows": rows, "b_enc": torch.zeros(d_sae), "W_dec": rows, "b_dec": torch.zeros(d_in)}
+    write_rows(tmp_path, config, tensors, "float16")
+    size = (tmp_path / "sae_weights.safetensors").stat().st_size
+    ran = subprocess.run([sys.executable, "-c", RESIDENT, tmp_path], capture_output=True, text=True, check=True)
+    resident, own = map(int, ran.stdout.split())
+    # Torch's own first-use memory does not depend on the weights.
+    assert resident < 1.1 * size + 40e6
+    assert own < 0.1 * size + 30e6
