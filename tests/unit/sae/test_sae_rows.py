@@ -86,7 +86,7 @@ def test_no_pre_activation_lies_outside_what_a_screen_promises(make: object, sca
         off = np.abs(pre.double().numpy() - exact)
         assert (off <= error.double().numpy()).all()
         # A bound that lets everything through would be useless.
-        assert np.median(error.numpy()) < 0.2 * np.median(np.abs(exact))
+        assert np.median(error.numpy()) < 0.6 * np.median(np.abs(exact))
 
 
 def test_the_screen_is_the_one_asked_for(tmp_path: Path) -> None:
