@@ -15,10 +15,10 @@ import open_clip
 import torch
 from faceteer_runtime.bundle import BundleError
 from open_clip.model import _build_vision_tower
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from faceteer_encoder import transformers_layout
+from faceteer_encoder.checkpoint import fill, load_tensors
 from faceteer_encoder.preprocess import Preprocessor
 
 CONFIG, WEIGHTS, MERGES = "open_clip_config.json", "open_clip_model.safetensors", "bpe_simple_vocab.txt.gz"
@@ -81,12 +81,19 @@ def load_encoder(
     Raises:
         BundleError: one sentence on what is wrong with which file.
     """
+    target = _target(device)
+    number_type: torch.dtype = getattr(torch, dtype)
     path = directory / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_cfg, preprocess_cfg = dict(config["model_cfg"]), dict(config["preprocess_cfg"])
+        if (directory / transformers_layout.IMAGE).is_dir():
+            path = directory / transformers_layout.IMAGE / transformers_layout.CONFIG
+            model_cfg = transformers_layout.model_cfg(directory)
+            preprocess_cfg = transformers_layout.preprocess_cfg(directory)
+        else:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            model_cfg, preprocess_cfg = dict(config["model_cfg"]), dict(config["preprocess_cfg"])
         embed_dim = int(model_cfg["embed_dim"])
-        model = _load_weights(model_cfg, directory / WEIGHTS)
+        model = _load_weights(model_cfg, directory, number_type)
         visual: Any = model.visual
         # The model's own size, as in open_clip: many configurations name none, and another would not fit the model.
         preprocess_cfg["size"] = getattr(visual, "image_size", preprocess_cfg.get("size", 224))
@@ -105,31 +112,28 @@ def load_encoder(
         vocabulary = int(model_cfg["text_cfg"].get("vocab_size", 49408))
         if tokenizer.vocab_size > vocabulary:
             raise BundleError(f"{merges}: {tokenizer.vocab_size} tokens, but {CONFIG} has room for {vocabulary}")
-    return ClipEncoder(model, preprocessor, tokenizer, embed_dim, device, getattr(torch, dtype)), preprocessor
+    return ClipEncoder(model, preprocessor, tokenizer, embed_dim, str(target), number_type), preprocessor
 
 
-def _load_weights(model_cfg: dict[str, Any], path: Path) -> nn.Module:
+def _load_weights(model_cfg: dict[str, Any], directory: Path, dtype: torch.dtype) -> nn.Module:
     """The towers with their weights; strict: a missing, unknown, misshapen or NaN tensor is an error."""
-    try:
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise BundleError(f"{path}: missing") from None
-    except SafetensorError as error:
-        raise BundleError(f"{path}: not a readable safetensors file ({error})") from None
-    for name, tensor in weights.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise BundleError(f"{path}: {name!r} holds NaN or infinite values")
     # On the meta device first: random initialisation of a large model takes longer than reading it, and as much memory.
     with torch.device("meta"):
         model = _build(model_cfg)
+    if (directory / transformers_layout.IMAGE).is_dir():
+        path = directory / transformers_layout.IMAGE / transformers_layout.WEIGHTS
+        config, name_in_file = transformers_layout.CONFIG, transformers_layout.name_in_file
+        text = None
+        if "text_cfg" in model_cfg:
+            text = load_tensors(directory / transformers_layout.TEXT / transformers_layout.WEIGHTS, dtype)
+        weights = transformers_layout.to_open_clip(load_tensors(path, dtype), text)
+    else:
+        path, config, name_in_file = directory / WEIGHTS, CONFIG, str
+        weights = load_tensors(path, dtype)
     if "logit_bias" not in model.state_dict():
         # What training adds to the logits; no embedding depends on it, and not every configuration announces it.
         weights.pop("logit_bias", None)
-    try:
-        model.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BundleError(f"{path}: does not fit {CONFIG} ({reason})") from None
+    fill(model, weights, path, config, name_in_file)
     if isinstance(model, open_clip.CLIP) and model.attn_mask is not None:
         # Not among the weights: what keeps a token from looking ahead.
         length = model.context_length
@@ -138,6 +142,13 @@ def _load_weights(model_cfg: dict[str, Any], path: Path) -> nn.Module:
         model = _build(model_cfg)
         model.load_state_dict(weights, strict=True)
     return model
+
+
+def _target(device: str) -> torch.device:
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise BundleError(f"device {device!r} was asked for, but this machine has no CUDA GPU; set FACETEER_DEVICE=cpu")
+    return target
 
 
 def _build(model_cfg: dict[str, Any]) -> nn.Module:

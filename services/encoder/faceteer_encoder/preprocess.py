@@ -46,7 +46,11 @@ class Preprocessor:
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         self._squash = cfg.resize_mode == "squash"
         transforms = image_transform_v2(cfg, is_train=False).transforms
-        self._geometry = [transform for transform in transforms if isinstance(transform, _GEOMETRY)]
+        self._geometry: list[Any] = [transform for transform in transforms if isinstance(transform, _GEOMETRY)]
+        if preprocess_cfg.get("crop_rounding") == "down":
+            self._geometry = [
+                _CropDown(self.size) if isinstance(transform, CenterCrop) else transform for transform in self._geometry
+            ]
         self._mean = torch.tensor(cfg.mean).view(3, 1, 1)
         self._std = torch.tensor(cfg.std).view(3, 1, 1)
         self._max_bytes, self._max_pixels = max_bytes, max_pixels
@@ -110,6 +114,17 @@ class Preprocessor:
         for transform in self._geometry:
             image = transform(image)
         return np.array(image, dtype=np.uint8)
+
+
+class _CropDown:
+    """The middle of a picture as transformers cuts it: an odd pixel goes at the far side (torchvision rounds)."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._height, self._width = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        left, top = (image.width - self._width) // 2, (image.height - self._height) // 2
+        return image.crop((left, top, left + self._width, top + self._height))
 
 
 def _check_pixels(size: tuple[int, int] | None, limit: int) -> None:

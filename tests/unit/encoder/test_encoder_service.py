@@ -402,9 +402,12 @@ def own(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lambda weights: weights.pop("visual.proj"), "does not fit .*visual.proj"),
-        (lambda weights: weights.update(extra=torch.zeros(1)), "does not fit .*extra"),
-        (lambda weights: weights.update({"visual.proj": torch.zeros(3, 3)}), "does not fit .*visual.proj"),
+        (lambda weights: weights.pop("visual.proj"), "'visual.proj' is missing"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "'extra' does not belong"),
+        (
+            lambda weights: weights.update({"visual.proj": torch.zeros(3, 3)}),
+            r"'visual.proj' has shape \[3, 3\], but .* asks for \[32, 32\]",
+        ),
         (lambda weights: weights["visual.proj"].fill_(torch.nan), "'visual.proj' holds NaN"),
     ],
     ids=["missing", "unknown", "misshapen", "nan"],
