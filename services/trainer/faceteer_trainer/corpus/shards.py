@@ -10,12 +10,16 @@ It knows nothing of how embeddings are made. Rows are numbered over all shards, 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import mmap
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +31,37 @@ CARD = "corpus.json"
 FORMAT = 1
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _CODES = {"float16": "F16", "float32": "F32"}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def shard_name(number: int) -> str:
+    """The file name of a corpus' shard."""
+    return f"embeds-{number:05d}.safetensors"
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at `path` when all of it is on the disk, and nowhere when anything went wrong.
+
+    Raises:
+        JobError: the disk is full, or the file larger than may be.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise JobError(
+                f"{path}: could not be written ({error.strerror}); make room and run the same command again: what is "
+                "done is kept"
+            ) from None
+        raise
 
 
 @dataclass(frozen=True)
@@ -64,9 +99,8 @@ class CorpusCard:
 
     def write(self, directory: Path) -> None:
         """Write corpus.json whole or not at all."""
-        part = directory / f"{CARD}.part"
-        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        part.replace(directory / CARD)
+        with whole_file(directory / CARD) as file:
+            file.write((json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode())
 
 
 class PictureRow(NamedTuple):
@@ -81,7 +115,7 @@ def write_embeds(path: Path, embeds: npt.NDArray[np.floating], *, dtype: str, en
     """Write a shard's embeddings [m, d] as a safetensors file, whole or not at all; the same bytes for the same input.
 
     Raises:
-        JobError: a value is not finite, or does not fit float16.
+        JobError: a value is not finite, or does not fit float16; the disk is full.
     """
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(embeds, _DTYPES[_CODES[dtype]])
@@ -96,15 +130,27 @@ def write_embeds(path: Path, embeds: npt.NDArray[np.floating], *, dtype: str, en
         separators=(",", ":"),
     ).encode()
     header += b" " * (-len(header) % 8)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with whole_file(path) as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.write(values.data)
-    part.replace(path)
 
 
-def map_embeds(path: Path, rows: int, embed_dim: int, encoder_revision: str) -> npt.NDArray[np.floating]:
-    """A shard's embeddings [rows, d] as a read-only memory map, in the file's own dtype.
+class Mapped(NamedTuple):
+    """A shard that is mapped: its values [rows, d] in the file's own dtype, read-only."""
+
+    values: npt.NDArray[np.floating]
+    pages: mmap.mmap
+
+    def forget(self) -> None:
+        """Take the pages that were touched out of this process' memory; the system may keep them, or read them anew.
+
+        Without it a process that has read a whole corpus would count all of it as its own.
+        """
+        self.pages.madvise(mmap.MADV_DONTNEED)
+
+
+def map_embeds(path: Path, rows: int, embed_dim: int, encoder_revision: str) -> Mapped:
+    """A shard's embeddings [rows, d] through a read-only memory map.
 
     Raises:
         JobError: the file is missing, cut short, of another shape or of another encoder.
@@ -130,7 +176,9 @@ def map_embeds(path: Path, rows: int, embed_dim: int, encoder_revision: str) -> 
         raise JobError(f"{path}: holds {list(shape)} values, not {[rows, embed_dim]}; delete it and run embed again")
     if size < 8 + length + stop:
         raise JobError(f"{path}: cut short ({size} of {8 + length + stop} bytes); delete it and run embed again")
-    return np.memmap(path, dtype, "r", 8 + length + start, shape)
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return Mapped(np.frombuffer(pages, dtype, rows * embed_dim, 8 + length + start).reshape(shape), pages)
 
 
 class EmbeddingCorpus:
@@ -144,7 +192,7 @@ class EmbeddingCorpus:
     def __init__(self, directory: Path, card: CorpusCard) -> None:
         self.directory, self.card = directory, card
         self._starts = np.cumsum([0, *(shard.rows for shard in card.shards)])
-        self._maps: list[npt.NDArray[np.floating] | None] = [None] * len(card.shards)
+        self._maps: list[Mapped | None] = [None] * len(card.shards)
 
     @classmethod
     def open(cls, directory: Path | str, *, encoder_revision: str | None = None) -> EmbeddingCorpus:
@@ -198,6 +246,9 @@ class EmbeddingCorpus:
 
     def shard(self, index: int) -> npt.NDArray[np.floating]:
         """One shard's embeddings [m, d], a read-only map in the file's dtype."""
+        return self._map(index).values
+
+    def _map(self, index: int) -> Mapped:
         mapped = self._maps[index]
         if mapped is None:
             shard = self.card.shards[index]
@@ -218,7 +269,9 @@ class EmbeddingCorpus:
             here = np.flatnonzero(shards == index)
             # Sorted, so that the disk is read forwards.
             here = here[np.argsort(wanted[here], kind="stable")]
-            found[here] = self.shard(int(index))[wanted[here] - self._starts[index]]
+            mapped = self._map(int(index))
+            found[here] = mapped.values[wanted[here] - self._starts[index]]
+            mapped.forget()
         self._check(found, wanted)
         return found
 
@@ -231,7 +284,9 @@ class EmbeddingCorpus:
         for index, shard in enumerate(self.card.shards):
             first = int(self._starts[index])
             for start in range(0, shard.rows, size):
-                chunk = self.shard(index)[start : start + size].astype(np.float32)
+                mapped = self._map(index)
+                chunk = mapped.values[start : start + size].astype(np.float32)
+                mapped.forget()
                 self._check(chunk, np.arange(first + start, first + start + len(chunk)))
                 yield first + start, chunk
 
