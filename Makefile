@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-MEMBERS := clients/python[cli] services/runtime services/encoder services/sae services/generator services/library \
+MEMBERS := clients/python[cli] services/runtime services/encoder[onnx] services/sae services/generator services/library \
 	services/studio services/trainer[ray,onnx]
 # Constraints by environment variable: unlike -c it also replaces one that pip's own configuration may hold.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt

@@ -69,6 +69,8 @@ class Embeddings:
         self._preprocessor = preprocessor
         self._embed_dim = encoder.embed_dim
         self._revision = revision
+        # The last digits depend on what does the arithmetic: two processes that differ in it must not share.
+        self._precision = encoder.precision.encode()
         self._cache = cache
         self._flights = SingleFlight()
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -93,7 +95,7 @@ class Embeddings:
 
     async def of_texts(self, texts: Sequence[str]) -> tuple[list[Embedded], int]:
         """The embedding of each text; otherwise as :meth:`of_images`."""
-        digests = [embedding_id(self._revision, b"text", text.encode()) for text in texts]
+        digests = [embedding_id(self._revision, b"text", self._precision, text.encode()) for text in texts]
         return await self._of_many(digests, [partial(self._texts.submit, text) for text in texts])
 
     async def of_streamed_image(self, image: bytes) -> Embedded:
@@ -161,9 +163,10 @@ class Embeddings:
     async def _digest(self, image: bytes) -> str:
         """The embedding's id: the picture's bytes, and by the revision the preprocessing and the weights."""
         if len(image) <= _HASH_INLINE:
-            return embedding_id(self._revision, b"image", hashlib.sha256(image).digest())
-        digest = await self._in_pool(lambda: hashlib.sha256(image).digest())
-        return embedding_id(self._revision, b"image", digest)
+            digest = hashlib.sha256(image).digest()
+        else:
+            digest = await self._in_pool(lambda: hashlib.sha256(image).digest())
+        return embedding_id(self._revision, b"image", self._precision, digest)
 
     async def _in_pool(self, function: Callable[..., T], *arguments: object) -> T:
         try:

@@ -19,6 +19,7 @@ from torch import nn
 
 from faceteer_encoder import transformers_layout
 from faceteer_encoder.checkpoint import fill, load_tensors
+from faceteer_encoder.onnx_engine import OnnxVisual
 from faceteer_encoder.preprocess import Preprocessor
 
 CONFIG, WEIGHTS, MERGES = "open_clip_config.json", "open_clip_model.safetensors", "bpe_simple_vocab.txt.gz"
@@ -46,16 +47,35 @@ class ClipEncoder:
         self._model = model.to(self._device, dtype).eval().requires_grad_(False)
         self._preprocessor = preprocessor
         self._tokenizer = tokenizer
+        self._onnx: OnnxVisual | None = None
         self.embed_dim = embed_dim
         self.has_text_tower = tokenizer is not None
         self.context_length: int = tokenizer.context_length if tokenizer is not None else 0
 
     def encode_images(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Embeddings, float32 [embed_dim] each, of pictures, uint8 [height, width, 3] each (see Preprocessor)."""
+        batch = self._preprocessor.normalised(list(pixels))
+        if self._onnx is not None:
+            return list(self._onnx(batch.numpy()))
         with torch.inference_mode():
-            batch = self._preprocessor.normalised(list(pixels)).to(self._device, self._dtype)
-            visual: Any = self._model.visual
-            return _rows(visual(batch))
+            return _rows(self.visual(batch.to(self._device, self._dtype)))
+
+    @property
+    def visual(self) -> Any:
+        """The image tower, torch's."""
+        return self._model.visual
+
+    @property
+    def precision(self) -> str:
+        """What runs the image tower, for cache keys: "torch/float32", "onnx/float16"."""
+        if self._onnx is not None:
+            return f"onnx/{self._onnx.dtype}"
+        return f"torch/{str(self._dtype).removeprefix('torch.')}"
+
+    def use_onnx(self, visual: OnnxVisual) -> None:
+        """Lets ONNX Runtime run the image tower from now on, and frees torch's."""
+        self._onnx = visual
+        del self._model.visual
 
     def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Embeddings, float32 [embed_dim] each; texts of more than context_length tokens are cut."""

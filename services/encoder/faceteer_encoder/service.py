@@ -17,6 +17,7 @@ from faceteer_runtime.service import Resources, Service
 
 from faceteer_encoder.embeddings import Embeddings
 from faceteer_encoder.model import load_encoder
+from faceteer_encoder.onnx_engine import DEFAULT_PATH, OnnxVisual
 from faceteer_encoder.servicer import EncoderIdentity, EncoderServicer
 from faceteer_encoder.settings import EncoderSettings
 
@@ -42,6 +43,11 @@ def build(resources: Resources) -> Service:
     promised = part.facts.get("embed_dim", encoder.embed_dim)
     if promised != encoder.embed_dim:
         raise BundleError(f"{part.path}: embed_dim is {encoder.embed_dim}, but bundle.json says {promised}")
+    if settings.encoder_engine == "onnx":
+        path = settings.encoder_onnx_path or resources.bundle.directory / DEFAULT_PATH
+        encoder.use_onnx(
+            OnnxVisual(path, encoder_revision=part.revision, device=settings.device, threads=settings.threads)
+        )
     worker = ModelWorker("encoder")
     embeddings = Embeddings(
         encoder,

@@ -5,6 +5,7 @@ Knows nothing of other services; ``encoder_`` begins every name so that one proc
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from faceteer_runtime.settings import ServiceSettings
@@ -29,3 +30,7 @@ class EncoderSettings(ServiceSettings):
     encoder_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Number type of the encoder's weights and arithmetic."
     )
+    encoder_engine: Literal["torch", "onnx"] = Field(
+        "torch", description="What runs the image tower; onnx needs a file that `faceteer_trainer export-onnx` wrote."
+    )
+    encoder_onnx_path: Path | None = Field(None, description="That file; onnx/encoder.onnx in the bundle by default.")
