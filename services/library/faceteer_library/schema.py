@@ -8,7 +8,8 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 
-VERSION = 1
+VERSION = 2
+SELECTIONS = ("strongest", "quantiles")
 RELATIONS = ("coactivating", "rivals", "nearest")
 
 LIBRARY = """
@@ -22,22 +23,29 @@ CREATE TABLE features (
     histogram_edges BLOB NOT NULL,   -- float32, little-endian
     histogram_counts BLOB NOT NULL,  -- int64, little-endian
     detection_score REAL,
+    detection_balanced_accuracy REAL,
     causal_score REAL,
-    safety_class TEXT NOT NULL
+    safety_class TEXT NOT NULL,
+    terms TEXT NOT NULL DEFAULT '[]'  -- other words that describe it, best first: a JSON list
 );
 CREATE TABLE thumbnails (sha256 BLOB PRIMARY KEY, webp BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE examples (
-    feature INTEGER NOT NULL, rank INTEGER NOT NULL,
+    feature INTEGER NOT NULL, selection TEXT NOT NULL, rank INTEGER NOT NULL,
     picture TEXT NOT NULL, activation REAL NOT NULL, caption TEXT NOT NULL,
+    quantile_from REAL NOT NULL, quantile_to REAL NOT NULL,
     thumbnail BLOB NOT NULL REFERENCES thumbnails,
-    PRIMARY KEY (feature, rank)
+    PRIMARY KEY (feature, selection, rank)
 ) WITHOUT ROWID;
 CREATE TABLE relatives (
     feature INTEGER NOT NULL, relation TEXT NOT NULL, rank INTEGER NOT NULL,
     other INTEGER NOT NULL, score REAL NOT NULL,
     PRIMARY KEY (feature, relation, rank)
 ) WITHOUT ROWID;
-CREATE TABLE icons (feature INTEGER PRIMARY KEY, webp BLOB NOT NULL, strengths BLOB NOT NULL);
+CREATE TABLE icons (
+    feature INTEGER PRIMARY KEY, webp BLOB NOT NULL, strengths BLOB NOT NULL, key TEXT NOT NULL  -- content address
+);
+-- The CLIP text embedding of each label that a job gave: float16 [d], L2-normalised.
+CREATE TABLE meanings (label TEXT PRIMARY KEY, embeds BLOB NOT NULL) WITHOUT ROWID;
 -- The row id is the feature's index. Prefix indexes make search-as-you-type quick.
 CREATE VIRTUAL TABLE words USING fts5(label, tokenize = 'porter unicode61 remove_diacritics 2', prefix = '1 2 3');
 """
@@ -46,7 +54,9 @@ INDEXES = """
 CREATE INDEX features_label ON features (lower(label)) WHERE label <> '';
 CREATE INDEX features_firing_share ON features (firing_share);
 CREATE INDEX features_detection_score ON features (detection_score);
+CREATE INDEX features_causal_score ON features (causal_score);
 CREATE INDEX features_max ON features (max);
+CREATE INDEX features_safety_class ON features (safety_class) WHERE safety_class <> '';
 """
 
 PEOPLE = """

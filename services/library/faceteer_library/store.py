@@ -86,8 +86,10 @@ class Store:
             self.size = int(self._read("SELECT count(*) FROM features")[0][0])
         except sqlite3.DatabaseError as error:
             raise BundleError(f"{path}: not a feature library ({error})") from None
-        if self.meta.get("version") != str(VERSION):
+        if self.meta.get("version") not in ("1", str(VERSION)):
             raise BundleError(f"{path}: library version {self.meta.get('version')} is not known here ({VERSION} is)")
+        # Version 1 kept the strongest examples only.
+        self._strongest = "" if self.meta["version"] == "1" else "AND selection = 'strongest'"
 
     def get(self, index: int) -> Row:
         """One feature. Raises UnknownFeature."""
@@ -182,13 +184,14 @@ class Store:
     def examples(self, index: int, offset: int, size: int) -> tuple[list[tuple[str, float, bytes, str]], int]:
         """(picture, activation, WebP, caption), strongest first, and how many are kept."""
         rows = self._read(
-            """SELECT e.picture, e.activation, t.webp, e.caption FROM examples e
-            JOIN thumbnails t ON t.sha256 = e.thumbnail WHERE e.feature = ? ORDER BY e.rank LIMIT ? OFFSET ?""",
+            f"""SELECT e.picture, e.activation, t.webp, e.caption FROM examples e
+            JOIN thumbnails t ON t.sha256 = e.thumbnail WHERE e.feature = ? {self._strongest}
+            ORDER BY e.rank LIMIT ? OFFSET ?""",
             index,
             size,
             offset,
         )
-        (total,) = self._read("SELECT count(*) FROM examples WHERE feature = ?", index)[0]
+        (total,) = self._read(f"SELECT count(*) FROM examples WHERE feature = ? {self._strongest}", index)[0]
         return rows, total
 
     def icon(self, index: int) -> tuple[bytes, list[float]] | None:

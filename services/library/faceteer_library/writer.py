@@ -6,6 +6,7 @@ Knows nothing of how the numbers were found. People's labels live in a file of t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import tempfile
@@ -18,9 +19,9 @@ from types import TracebackType
 
 import numpy as np
 
-from faceteer_library.schema import INDEXES, LIBRARY, RELATIONS, VERSION, require_fts5
+from faceteer_library.schema import INDEXES, LIBRARY, RELATIONS, SELECTIONS, VERSION, require_fts5
 
-_LABEL_SOURCES = ("automatic", "model")
+LABEL_SOURCES = ("automatic", "model")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class FeatureRow:
         histogram_edges: upper edges of the bins, float32 [n].
         histogram_counts: pictures in each bin, int64 [n].
         label_source: "automatic" or "model".
-        detection_score, causal_score: see library.proto; None for not measured.
+        detection_score, causal_score, detection_balanced_accuracy: see library.proto; None for not measured.
         safety_class: empty for none.
+        terms: other words that describe it, best first.
     """
 
     index: int
@@ -52,16 +54,22 @@ class FeatureRow:
     detection_score: float | None = None
     causal_score: float | None = None
     safety_class: str = ""
+    detection_balanced_accuracy: float | None = None
+    terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """A picture on which a feature fires: its name in the corpus, RAW activation, small WebP, caption."""
+    """A picture on which a feature fires: its name in the corpus, RAW activation, small WebP, caption.
+
+    ``quantiles``: between which quantiles of the activation it was drawn at random, 0 to 1; (0, 0) for the strongest.
+    """
 
     picture: str
     activation: float
     thumbnail: bytes
     caption: str = ""
+    quantiles: tuple[float, float] = (0.0, 0.0)
 
 
 class LibraryWriter:
@@ -72,13 +80,23 @@ class LibraryWriter:
         sae_revision: of the SAE whose features these are.
         corpus: a name for the pictures.
         n_pictures: how many there were.
+        encoder_revision, embed_dim: of the encoder whose embeddings the SAE takes.
 
     Raises:
         ValueError: a row that contradicts itself (an unknown relation or label source, histogram lengths that differ).
         RuntimeError: Python's SQLite has no FTS5.
     """
 
-    def __init__(self, path: Path | str, *, sae_revision: str, corpus: str, n_pictures: int) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        sae_revision: str,
+        corpus: str,
+        n_pictures: int,
+        encoder_revision: str = "",
+        embed_dim: int = 0,
+    ) -> None:
         require_fts5()
         self._path = Path(path)
         descriptor, name = tempfile.mkstemp(prefix=self._path.name, suffix=".part", dir=self._path.parent)
@@ -91,18 +109,20 @@ class LibraryWriter:
             "sae_revision": sae_revision,
             "corpus": corpus,
             "n_pictures": str(n_pictures),
+            "encoder_revision": encoder_revision,
+            "embed_dim": str(embed_dim),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
 
     def feature(self, row: FeatureRow) -> None:
         """Adds one feature; each index once."""
-        if row.label_source not in _LABEL_SOURCES:
-            raise ValueError(f"label_source must be one of {_LABEL_SOURCES}, not {row.label_source!r}")
+        if row.label_source not in LABEL_SOURCES:
+            raise ValueError(f"label_source must be one of {LABEL_SOURCES}, not {row.label_source!r}")
         if len(row.histogram_edges) != len(row.histogram_counts):
             raise ValueError(f"feature {row.index}: histogram edges and counts differ in length")
         self._connection.execute(
-            "INSERT INTO features VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO features VALUES ({', '.join('?' * 15)})",
             (
                 row.index,
                 row.label,
@@ -115,21 +135,25 @@ class LibraryWriter:
                 np.asarray(row.histogram_edges, "<f4").tobytes(),
                 np.asarray(row.histogram_counts, "<i8").tobytes(),
                 row.detection_score,
+                row.detection_balanced_accuracy,
                 row.causal_score,
                 row.safety_class,
+                json.dumps(row.terms, ensure_ascii=False),
             ),
         )
         if row.label:
             self._connection.execute("INSERT INTO words (rowid, label) VALUES (?, ?)", (row.index, row.label))
 
-    def examples(self, index: int, rows: Sequence[ExampleRow]) -> None:
+    def examples(self, index: int, rows: Sequence[ExampleRow], selection: str = "strongest") -> None:
         """Adds a feature's examples, strongest first. A thumbnail that many features share is stored once."""
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {SELECTIONS}, not {selection!r}")
         for rank, row in enumerate(rows):
             digest = hashlib.sha256(row.thumbnail).digest()
             self._connection.execute("INSERT OR IGNORE INTO thumbnails VALUES (?, ?)", (digest, row.thumbnail))
             self._connection.execute(
-                "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?)",
-                (index, rank, row.picture, row.activation, row.caption, digest),
+                "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (index, selection, rank, row.picture, row.activation, row.caption, *row.quantiles, digest),
             )
 
     def relatives(self, index: int, relation: str, others: Iterable[tuple[int, float]]) -> None:
@@ -141,10 +165,19 @@ class LibraryWriter:
             ((index, relation, rank, other, score) for rank, (other, score) in enumerate(others)),
         )
 
-    def icon(self, index: int, webp: bytes, strengths: Sequence[float]) -> None:
-        """Adds a feature's icon and the SCALED strengths in it, left to right."""
+    def icon(self, index: int, webp: bytes, strengths: Sequence[float], key: str = "") -> None:
+        """Adds a feature's icon, the SCALED strengths in it, left to right, and its content address."""
         packed = np.asarray(strengths, "<f4").tobytes()
-        self._connection.execute("INSERT INTO icons VALUES (?, ?, ?)", (index, webp, packed))
+        self._connection.execute("INSERT INTO icons VALUES (?, ?, ?, ?)", (index, webp, packed, key))
+
+    def meaning(self, label: str, embeds: np.ndarray) -> None:
+        """Adds the CLIP text embedding [d] of a label; stored with norm 1, as float16."""
+        packed = (embeds / np.linalg.norm(embeds)).astype("<f2").tobytes()
+        self._connection.execute("INSERT OR REPLACE INTO meanings VALUES (?, ?)", (label, packed))
+
+    def meta(self, key: str, value: str) -> None:
+        """Adds a fact about the library as a whole."""
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def __enter__(self) -> LibraryWriter:
         return self
