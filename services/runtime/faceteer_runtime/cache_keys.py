@@ -16,7 +16,8 @@ SCHEMA = "1"
 EMBEDS = "embeds"
 FEATURES = "features"
 IMAGE = "image"
-KINDS = (EMBEDS, FEATURES, IMAGE)
+NOISE = "noise"
+KINDS = (EMBEDS, FEATURES, IMAGE, NOISE)
 
 _EMBEDDING_ID = re.compile(r"[A-Za-z0-9_.+]{1,64}-[0-9a-f]{64}\Z")
 
