@@ -44,7 +44,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that is at `path` when all of it is on the disk, and nowhere when anything went wrong.
 
     Raises:
-        JobError: the disk is full, or the file larger than may be.
+        JobError: the disk is full, or may not be written to.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -56,10 +56,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError):
+            fix = "make room" if error.errno in _FULL else "mend that"
             raise JobError(
-                f"{path}: could not be written ({error.strerror}); make room and run the same command again: what is "
-                "done is kept"
+                f"{path}: could not be written ({error.strerror}); {fix} and run the same command again: what is done "
+                "is kept"
             ) from None
         raise
 
@@ -307,12 +308,9 @@ class EmbeddingCorpus:
                 for at in here:
                     found[at] = PictureRow(f"picture-{wanted[at]}", "", b"")
                 continue
-            try:
-                table = pq.read_table(self.directory / file, columns=["name", "caption", "thumbnail"])
-            except (OSError, ValueError) as error:
-                raise JobError(f"{self.directory / file}: not readable ({error}); run embed again") from None
-            for row, at in zip(table.take(wanted[here] - self._starts[index]).to_pylist(), here, strict=True):
-                found[at] = PictureRow(row["name"], row["caption"] or "", row["thumbnail"] or b"")
+            at_rows = wanted[here] - self._starts[index]
+            for row, at in zip(_picture_rows(self.directory / file, at_rows), here, strict=True):
+                found[at] = row
         return [row for row in found if row is not None]
 
     def _check(self, values: npt.NDArray[np.float32], numbers: npt.NDArray[np.int64]) -> None:
@@ -324,3 +322,20 @@ class EmbeddingCorpus:
                 f"{self.directory / self.card.shards[shard].embeds}: row {number - int(self._starts[shard])} holds NaN "
                 "or infinite values; delete the shard and run embed again"
             )
+
+
+def _picture_rows(path: Path, wanted: npt.NDArray[np.int64]) -> list[PictureRow]:
+    """These rows of one shard's pictures, in the order asked for; only row groups that hold any of them are read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+            groups = np.searchsorted(starts, wanted, side="right") - 1
+            read = np.unique(groups)
+            table = file.read_row_groups(read.tolist(), columns=["name", "caption", "thumbnail"])
+        # Where each group that was read begins in the table.
+        begins = np.cumsum([0, *np.diff(starts)[read]])
+        at = begins[np.searchsorted(read, groups)] + wanted - starts[groups]
+        rows = table.take(at).to_pylist()
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise JobError(f"{path}: not readable ({error}); run embed again") from None
+    return [PictureRow(row["name"], row["caption"] or "", row["thumbnail"] or b"") for row in rows]
