@@ -2,13 +2,14 @@
 
 Knows nothing of requests, queues or event loops: pictures come with each call and may be others in the next.
 
-For one picture every operation is that of diffusers' KandinskyV22Pipeline, in its order. With n pictures the decoder
-runs once on up to 2n rows: the negatives of those with guidance first, then the positives of all.
+For one picture every operation is that of diffusers' KandinskyV22Pipeline (or KandinskyV22Img2ImgPipeline, or
+StableDiffusionXLPipeline), in its order. With n pictures the decoder runs once on up to 2n rows: the negatives of those
+with guidance first, then the positives of all.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,14 @@ import numpy as np
 import torch
 from faceteer_runtime.errors import InvalidField
 
-from faceteer_generator.model import Decoder
+from faceteer_generator.decoder import Decoder
+from faceteer_generator.inversion import Inversion
 from faceteer_generator.previews import reduced
-from faceteer_generator.requests import Drawing
+from faceteer_generator.requests import Drawing, ImageStart, NoiseStart
 from faceteer_generator.schedulers import Schedulers, ddim_step, estimate_clean, takes_variance
+
+# Pictures whose latents are remembered, for requests with several seeds.
+_ENCODED_KEPT = 8
 
 
 class PictureFailed(InvalidField):
@@ -37,7 +42,9 @@ class Picture:
         error: why this picture cannot go on, or None.
     """
 
-    def __init__(self, decoder: Decoder, schedulers: Schedulers, drawing: Drawing) -> None:
+    def __init__(
+        self, decoder: Decoder, schedulers: Schedulers, drawing: Drawing, encoded: torch.Tensor | None = None
+    ) -> None:
         self.drawing = drawing
         self.position = 0
         self.clean: torch.Tensor | None = None
@@ -45,14 +52,33 @@ class Picture:
         # On the CPU whatever the device, so that a seed means the same picture everywhere.
         self.generator = torch.Generator().manual_seed(drawing.seed)
         self.scheduler: Any = schedulers.fresh(drawing.scheduler, drawing.steps)
-        self.timesteps: torch.Tensor = self.scheduler.timesteps
+        self.timesteps: torch.Tensor = self.scheduler.timesteps[drawing.first_step :]
         self.takes_variance = takes_variance(self.scheduler)
-        self.ddim = schedulers.ddim_table(drawing.steps) if drawing.scheduler == "ddim" else None
-        shape = decoder.latents_shape(drawing.width, drawing.height)
+        # An inverted picture is drawn by the very steps that were inverted, which cannot clip.
+        table = schedulers.inverse_table if isinstance(drawing.start, NoiseStart) else schedulers.ddim_table
+        self.ddim = table(drawing.steps) if drawing.scheduler == "ddim" else None
+        self.latents = self._first_latents(decoder, encoded)
+        size = {"width": drawing.width, "height": drawing.height}
+        self.positive = decoder.condition(drawing.embeds, negative=False, **size)
+        self.negative = decoder.condition(drawing.negative, negative=True, **size) if drawing.guided else None
+
+    def _first_latents(self, decoder: Decoder, encoded: torch.Tensor | None) -> torch.Tensor:
+        start = self.drawing.start
+        if isinstance(start, NoiseStart):
+            return torch.tensor(start.noise, dtype=decoder.dtype, device=decoder.device)[None]
+        shape = decoder.latents_shape(self.drawing.width, self.drawing.height)
         noise = torch.randn(shape, generator=self.generator, dtype=decoder.dtype).to(decoder.device)
-        self.latents = noise * self.scheduler.init_noise_sigma
-        self.embeds = _row(drawing.embeds, decoder)
-        self.negative = decoder.negative_embeds[None] if drawing.negative is None else _row(drawing.negative, decoder)
+        if encoded is None:
+            first: torch.Tensor = noise * self.scheduler.init_noise_sigma
+        else:
+            first = self.scheduler.add_noise(encoded, noise, self.timesteps[:1])
+        return first
+
+    @property
+    def coefficients(self) -> torch.Tensor:
+        """[4], the row of the DDIM table for the next step."""
+        assert self.ddim is not None
+        return self.ddim.values[self.drawing.first_step + self.position]
 
     @property
     def done(self) -> bool:
@@ -66,11 +92,38 @@ class Denoiser:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._schedulers = Schedulers(decoder.scheduler_config, decoder.device)
+        # One request's seeds begin one after the other from one and the same picture.
+        self._encoded: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @torch.inference_mode()
     def begin(self, drawing: Drawing) -> Picture:
-        """A picture of pure noise, before its first step."""
-        return Picture(self._decoder, self._schedulers, drawing)
+        """A picture before its first step: of pure noise, or what its ``start`` says."""
+        start = drawing.start
+        encoded = self._encode(start.pixels, start.digest) if isinstance(start, ImageStart) else None
+        return Picture(self._decoder, self._schedulers, drawing, encoded)
+
+    @torch.inference_mode()
+    def begin_inversion(self, drawing: Drawing) -> Inversion:
+        """The way back from ``drawing.start``, an image, to noise; the drawing's seed plays no part."""
+        assert isinstance(drawing.start, ImageStart)
+        table = self._schedulers.inverse_table(drawing.steps)
+        timesteps = self._schedulers.fresh("ddim", drawing.steps).timesteps
+        encoded = self._encode(drawing.start.pixels, drawing.start.digest)
+        return Inversion(self._decoder, drawing, table.values, timesteps, encoded)
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> torch.Tensor:
+        """Pixels uint8 [height, width, 3] to clean latents [1, c, h, w]."""
+        image = torch.from_numpy(np.array(pixels, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+        return self._decoder.encode(2.0 * image - 1.0)
+
+    def _encode(self, pixels: np.ndarray, digest: str) -> torch.Tensor:
+        latents = self._encoded.get(digest)
+        if latents is None:
+            latents = self._encoded[digest] = self.encode(pixels)
+            if len(self._encoded) > _ENCODED_KEPT:
+                self._encoded.popitem(last=False)
+        return latents
 
     @torch.inference_mode()
     def step(self, pictures: Sequence[Picture], estimates: Sequence[bool] = ()) -> None:
@@ -111,10 +164,7 @@ class Denoiser:
         together = [index for index, picture in enumerate(pictures) if picture.ddim is not None]
         if together:
             rows = slice(None) if len(together) == len(pictures) else together
-            tables = [pictures[index].ddim for index in together]
-            coefficients = torch.stack(
-                [table.values[pictures[i].position] for i, table in zip(together, tables, strict=True) if table]
-            )
+            coefficients = torch.stack([pictures[index].coefficients for index in together])
             # In float32 whatever the models' precision: coefficients rounded to half would be seen.
             results = ddim_step(coefficients, self._decoder.prediction_type, outputs[rows, :channels], latents[rows])
             results = results.to(latents.dtype)
@@ -151,15 +201,11 @@ class Denoiser:
         """The decoder's output for each picture with guidance applied, [n, 2c, h, w]."""
         guided = [index for index, picture in enumerate(pictures) if picture.drawing.guided]
         rows = [pictures[index] for index in guided] + pictures
-        output: torch.Tensor = self._decoder.unet(
-            sample=torch.cat([picture.latents for picture in rows]),
-            timestep=torch.stack([picture.timesteps[picture.position] for picture in rows]),
-            encoder_hidden_states=None,
-            added_cond_kwargs={
-                "image_embeds": torch.cat([pictures[i].negative for i in guided] + [p.embeds for p in pictures])
-            },
-            return_dict=False,
-        )[0]
+        output = self._decoder.predict(
+            torch.cat([picture.latents for picture in rows]),
+            torch.stack([picture.timesteps[picture.position] for picture in rows]),
+            [pictures[index].negative for index in guided] + [picture.positive for picture in pictures],
+        )
         if not guided:
             return output
         channels = self._decoder.channels
@@ -175,8 +221,7 @@ class Denoiser:
     @torch.inference_mode()
     def decode(self, latents: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """Pixels of latents of one size, each [1, c, h, w]: uint8 [height, width, 3] each."""
-        image = self._decoder.movq.decode(torch.cat(list(latents)), force_not_quantize=True)["sample"]
-        image = (image * 0.5 + 0.5).clamp(0, 1)
+        image = self._decoder.decode(torch.cat(list(latents)))
         # Rounded in float32 on the CPU, as diffusers' numpy_to_pil does.
         pixels = image.cpu().permute(0, 2, 3, 1).float().numpy()
         return list((pixels * 255).round().astype("uint8"))
@@ -185,7 +230,3 @@ class Denoiser:
     def preview(self, estimates: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """Small pixels of estimates of one size, each [1, c, h, w]: uint8 [h', w', 3], at most 128 a side."""
         return self.decode([reduced(clean, self._decoder.scale) for clean in estimates])
-
-
-def _row(embeds: np.ndarray, decoder: Decoder) -> torch.Tensor:
-    return torch.tensor(embeds, dtype=decoder.dtype, device=decoder.device)[None]

@@ -27,7 +27,7 @@ from faceteer_runtime.metrics import Metrics
 
 from faceteer_generator.events import Finished, Image, Preview, Progress, Queued, Started
 from faceteer_generator.pictures import encode_picture
-from faceteer_generator.requests import Drawing, Generation, image_key
+from faceteer_generator.requests import Drawing, Generation, ImageStart, NoiseStart, image_key
 from faceteer_generator.runs import Job, Run
 
 _log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class Engine:
         embeds: np.ndarray,
         negative: np.ndarray | None = None,
         *,
+        start: ImageStart | NoiseStart | None = None,
         preview_every: int = 0,
     ) -> Run:
         """Begins a request.
@@ -122,6 +123,7 @@ class Engine:
             generation: settings in force.
             embeds: float32 [d].
             negative: float32 [d], or None for the bundle's own.
+            start: an image or noise to start from; None for each seed's own noise.
             preview_every: steps between previews; 0 for none.
 
         Raises:
@@ -129,7 +131,7 @@ class Engine:
             Draining: the engine is closed.
         """
         run = Run(self.leave, generation, preview_every)
-        drawings = generation.drawings(embeds, negative)
+        drawings = generation.drawings(embeds, negative, start)
         file = (generation.format, generation.quality)
         keys = [image_key(self.revision, self._precision, drawing, *file) for drawing in drawings]
         records = await self._cache.get_many(keys)
@@ -146,7 +148,9 @@ class Engine:
         for index, (key, drawing, record) in enumerate(zip(keys, drawings, records, strict=True)):
             if record is not None:
                 width, height = (int(side) for side in record["size"])
-                run.cached.append(Image(index, drawing.seed, bytes(record["file"]), width, height, cached=True))
+                run.cached.append(
+                    Image(index, generation.seeds[index], bytes(record["file"]), width, height, cached=True)
+                )
                 run.left -= 1
                 continue
             job = self._jobs.get(key)
@@ -202,7 +206,7 @@ class Engine:
         self._depth.set(max(0, len(self._jobs) - self.max_batch))
 
     def _retry_after_s(self) -> float:
-        steps = sum(job.drawing.steps - job.steps_done for job in self._jobs.values())
+        steps = sum(job.drawing.run_steps - job.steps_done for job in self._jobs.values())
         # Room for the refused request comes with the first places that get free, hence the share of one batch.
         return max(_MIN_RETRY_S, steps / max(1, len(self._jobs)) * self._step_s)
 
@@ -266,7 +270,7 @@ class Engine:
         step = job.steps_done + 1
         return (
             (job.preview is None or job.preview.done())
-            and step < job.drawing.steps
+            and step < job.drawing.run_steps
             and any(run.preview_every and step % run.preview_every == 0 for run, _ in job.watchers)
         )
 
@@ -287,7 +291,7 @@ class Engine:
         job.steps_done = job.picture.position
         job.drawn = job.picture.done
         for run, index in job.watchers:
-            run.mailbox.put(Progress(index, job.steps_done, job.drawing.steps))
+            run.mailbox.put(Progress(index, job.steps_done, job.drawing.run_steps))
 
     # -- pixels and files --------------------------------------------------------------------
 
@@ -338,7 +342,7 @@ class Engine:
         self._forget(job)
         self._announce([job])
         for run, index in job.watchers:
-            run.mailbox.put(Image(index, job.drawing.seed, data, width, height, cached=False))
+            run.mailbox.put(Image(index, run.generation.seeds[index], data, width, height, cached=False))
             run.left -= 1
             if run.left == 0:
                 run.mailbox.put(Finished(False, run.waited_us, int(run.compute_s * 1e6), run.cache_us))

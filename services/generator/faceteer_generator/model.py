@@ -1,134 +1,99 @@
-"""The decoder of a bundle: diffusers' UNet and MoVQ, the scheduler's configuration, the negative embeds.
+"""The decoder of a bundle, off the disk: which kind it is, where its weights go, and whether they fit there.
 
 Knows nothing of requests, schedulers' steps or batches; it loads, and checks that what it loaded fits together.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel, VQModel
 from faceteer_runtime.bundle import BundleError
 from safetensors.torch import load_file
 
+from faceteer_generator.checkpoint import StoredTensor, check_against, ensure_room, fill, stored_tensors, weights_bytes
+from faceteer_generator.decoder import Decoder
+from faceteer_generator.kandinsky import KandinskyDecoder
+from faceteer_generator.placement import offload_between
+from faceteer_generator.sdxl import SdxlDecoder, join_ip_adapter, read_empty_prompt
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+KINDS = (KandinskyDecoder.kind, SdxlDecoder.kind)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-
-@dataclass(frozen=True)
-class Decoder:
-    """Models in inference mode, ready to be called on one thread.
-
-    Attributes:
-        unet: latents and image embeds to noise (or whatever the scheduler's prediction_type says) and variance.
-        movq: latents to pixels.
-        scheduler_config: the bundle's scheduler_config.json.
-        negative_embeds: [d], on the device: the embeds of a mean-grey picture.
-        device: where the models are.
-        dtype: of the models.
-    """
-
-    unet: Any
-    movq: Any
-    scheduler_config: dict[str, Any]
-    negative_embeds: torch.Tensor
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def embed_dim(self) -> int:
-        """The length d of an image embedding."""
-        return int(self.unet.config.encoder_hid_dim)
-
-    @property
-    def scale(self) -> int:
-        """Pixels to a latent, each way."""
-        return int(2 ** (len(self.movq.config.block_out_channels) - 1))
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.unet.config.in_channels)
-
-    @property
-    def prediction_type(self) -> str:
-        """What the UNet predicts: epsilon, sample or v_prediction."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
-
-    @property
-    def train_timesteps(self) -> int:
-        """The length of the noise schedule; no scheduler takes more steps."""
-        return int(self.scheduler_config.get("num_train_timesteps", 1000))
-
-    @property
-    def precision(self) -> str:
-        """Device kind and dtype, for cache keys: "cpu/float32"."""
-        return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}"
-
-    def latents_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """[1, c, h, w] of a picture; sizes round up to multiples of scale squared, as KandinskyV22Pipeline does."""
-        square = self.scale**2
-        return 1, self.channels, -(-height // square) * self.scale, -(-width // square) * self.scale
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
+Offload = Literal["none", "model", "sequential"]
 
 
-def load_decoder(directory: Path, *, device: str = "cpu", dtype: str = "auto") -> Decoder:
-    """Loads ``generator/`` of a bundle (diffusers' KandinskyV22Pipeline layout, safetensors only).
+def load_decoder(
+    directory: Path,
+    *,
+    kind: str = KandinskyDecoder.kind,
+    device: str = "cpu",
+    dtype: str = "auto",
+    compile: Compile = "off",
+    offload: Offload = "none",
+) -> Decoder:
+    """Loads ``generator/`` of a bundle (docs/bundles.md; diffusers' own layouts, safetensors only).
 
     Args:
-        directory: holds unet/, movq/, scheduler/ and negative_embeds.safetensors.
+        directory: holds unet/, movq/ or vae/, scheduler/ and what else the kind needs.
+        kind: "kandinsky-2-2" or "sdxl-ip-adapter".
         device: torch's name of it.
         dtype: float32, float16, bfloat16, or auto: float32 on a CPU, float16 elsewhere, whatever the files hold.
+        compile: torch.compile's mode for the denoising model; the last two record CUDA graphs on a GPU.
+        offload: what waits in host memory while it is not used: nothing, whole models, or single layers.
 
     Raises:
-        BundleError: a file is missing or broken, or the parts do not fit each other.
+        BundleError: a file is missing, cut off or broken, a tensor is missing, unknown, misshapen or not finite, the
+            parts do not fit each other, or there is not enough memory; before any weights are read, where possible.
     """
-    target = torch.device(device)
+    target = target_device(device)
+    if offload != "none" and target.type == "cpu":
+        raise BundleError("FACETEER_GENERATOR_OFFLOAD is for GPUs; on a CPU it must be none")
     if dtype == "auto":
         precision = torch.float32 if target.type == "cpu" else torch.float16
     else:
         precision = _DTYPES[dtype]
-    unet = _loaded(directory / "unet", lambda path: _model(UNet2DConditionModel, path, precision, target))
-    movq = _loaded(directory / "movq", lambda path: _model(VQModel, path, precision, target))
-    scheduler_config = _loaded(
-        directory / "scheduler" / "scheduler_config.json", lambda path: json.loads(path.read_text(encoding="utf-8"))
-    )
-    negative = _loaded(directory / "negative_embeds.safetensors", lambda path: load_file(path)["negative_image_embeds"])
-    _check(directory, unet, movq, scheduler_config, negative)
-    return Decoder(unet, movq, scheduler_config, negative[0].to(target, precision), target, precision)
+    if kind == KandinskyDecoder.kind:
+        decoder: KandinskyDecoder | SdxlDecoder = _kandinsky(directory, target, precision, offload)
+    elif kind == SdxlDecoder.kind:
+        decoder = _sdxl(directory, target, precision, offload)
+    else:
+        raise BundleError(f"{directory}: a generator of kind {kind!r} is none of {', '.join(KINDS)}")
+    if compile != "off":
+        # Shapes are compiled one by one: with dynamic ones neither CUDA graphs nor the tuned kernels are to be had.
+        unet = torch.compile(decoder.unet, mode=compile, dynamic=False)
+        decoder = dataclasses.replace(decoder, unet=unet, compiled=True)
+    return decoder
 
 
-def _model(cls: Any, path: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    # Published weights in half precision lie beside or instead of the full ones, under a name of their own.
-    only_half = not list(path.glob("*_model.safetensors*")) and list(path.glob("*.fp16.safetensors*"))
-    model = cls.from_pretrained(
-        path,
-        torch_dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        variant="fp16" if only_half else None,
-    )
-    # Channels last: the same arithmetic in an order that convolutions of many rows like better; a fifth faster at
-    # sixteen pictures on a CPU, a third in MoVQ.
-    return model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+def target_device(device: str) -> torch.device:
+    """The device of that name.
 
-
-def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:
-    if not path.exists():
-        raise BundleError(f"{path}: missing; pull the bundle again")
+    Raises:
+        BundleError: it is not there, or is no device at all.
+    """
     try:
-        return load(path)
-    except Exception as error:
-        # diffusers, safetensors and json raise what they like about a broken file.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BundleError(f"{path}: cannot be loaded ({reason})") from error
+        target = torch.device(device)
+    except RuntimeError:
+        raise BundleError(f"device {device!r} is no device; set FACETEER_DEVICE to cpu, cuda or cuda:1") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise BundleError(f"device {device!r} was asked for, but this machine has no CUDA GPU; set FACETEER_DEVICE=cpu")
+    return target
 
 
-def _check(directory: Path, unet: Any, movq: Any, scheduler_config: Any, negative: torch.Tensor) -> None:
+def _kandinsky(directory: Path, device: torch.device, dtype: torch.dtype, offload: Offload) -> KandinskyDecoder:
+    scheduler_config = _scheduler_config(directory)
+    parts = _checked_parts(directory, {"unet": UNet2DConditionModel, "movq": VQModel})
+    unet, movq = (model for model, _ in parts.values())
+    path = directory / "negative_embeds.safetensors"
+    negative = _loaded(path, lambda file: load_file(file)["negative_image_embeds"])
     config = unet.config
     if config.encoder_hid_dim_type != "image_proj" or config.addition_embed_type != "image":
         raise BundleError(f"{directory / 'unet'}: not a Kandinsky 2.2 decoder (it does not take image embeds)")
@@ -139,9 +104,92 @@ def _check(directory: Path, unet: Any, movq: Any, scheduler_config: Any, negativ
     if config.out_channels != 2 * config.in_channels:
         raise BundleError(f"{directory / 'unet'}: must predict noise and variance, {2 * config.in_channels} channels")
     if tuple(negative.shape) != (1, config.encoder_hid_dim) or not torch.isfinite(negative).all():
+        raise BundleError(f"{path}: must be finite and of shape [1, {config.encoder_hid_dim}]")
+    _fill_parts(directory, parts, device, dict.fromkeys(parts, dtype), offload)
+    return KandinskyDecoder(unet, movq, scheduler_config, negative[0].to(device, dtype), device, dtype)
+
+
+def _sdxl(directory: Path, device: torch.device, dtype: torch.dtype, offload: Offload) -> SdxlDecoder:
+    from diffusers import AutoencoderKL
+
+    scheduler_config = _scheduler_config(directory)
+    parts = _checked_parts(directory, {"unet": UNet2DConditionModel, "vae": AutoencoderKL})
+    unet, vae = (model for model, _ in parts.values())
+    if unet.config.addition_embed_type != "text_time":
+        raise BundleError(f"{directory / 'unet'}: not an SDXL decoder (it does not take text embeds and times)")
+    if unet.config.in_channels != vae.config.latent_channels:
         raise BundleError(
-            f"{directory / 'negative_embeds.safetensors'}: must be finite and of shape [1, {config.encoder_hid_dim}]"
+            f"{directory}: unet has {unet.config.in_channels} latent channels, vae {vae.config.latent_channels}"
         )
-    prediction = isinstance(scheduler_config, dict) and scheduler_config.get("prediction_type", "epsilon")
+    empty_prompt = read_empty_prompt(directory, unet.config)
+    # SDXL's own autoencoder overflows in half precision, and says so in its configuration.
+    vae_dtype = torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
+    _fill_parts(directory, parts, device, {"unet": dtype, "vae": vae_dtype}, "none")
+    join_ip_adapter(unet, directory)
+    unet.to(device, dtype)
+    if offload != "none":
+        for model in (unet, vae):
+            model.to("cpu")
+        offload_between([unet, vae], device, offload)
+    embeds, pooled = (tensor.to(device, dtype) for tensor in empty_prompt)
+    return SdxlDecoder(unet, vae, scheduler_config, embeds, pooled, device, dtype)
+
+
+def _checked_parts(directory: Path, classes: Mapping[str, Any]) -> dict[str, tuple[Any, dict[str, StoredTensor]]]:
+    """Models on the meta device with the headers of their files, compared."""
+    parts: dict[str, tuple[Any, dict[str, StoredTensor]]] = {}
+    for name, cls in classes.items():
+        path = directory / name
+        model = _loaded(path, lambda path, cls=cls: _built(cls, path))  # type: ignore[misc]
+        stored = stored_tensors(path)
+        check_against(model, stored, path)
+        parts[name] = (model, stored)
+    return parts
+
+
+def _built(cls: Any, path: Path) -> Any:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        return cls.from_config(config)
+
+
+def _fill_parts(
+    directory: Path,
+    parts: Mapping[str, tuple[Any, dict[str, StoredTensor]]],
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype],
+    offload: Offload,
+) -> None:
+    sizes = [weights_bytes(stored.values(), dtypes[name]) for name, (_, stored) in parts.items()]
+    home = device if offload == "none" else torch.device("cpu")
+    ensure_room(f"{directory}", sum(sizes), home)
+    if offload == "model":
+        ensure_room(f"{directory}", max(sizes), device)
+    for name, (model, stored) in parts.items():
+        fill(model, stored, dtypes[name], home)
+        # Channels last: the same arithmetic in an order that convolutions like better.
+        model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    if offload != "none":
+        offload_between([model for model, _ in parts.values()], device, offload)
+
+
+def _scheduler_config(directory: Path) -> dict[str, Any]:
+    path = directory / "scheduler" / "scheduler_config.json"
+    config = _loaded(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    prediction = isinstance(config, dict) and config.get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
-        raise BundleError(f"{directory / 'scheduler'}: prediction_type must be one of {', '.join(PREDICTION_TYPES)}")
+        raise BundleError(f"{path}: prediction_type must be one of {', '.join(PREDICTION_TYPES)}")
+    return dict(config)
+
+
+def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:
+    if not path.exists():
+        raise BundleError(f"{path}: missing; pull the bundle again")
+    try:
+        return load(path)
+    except BundleError:
+        raise
+    except Exception as error:
+        # diffusers, safetensors and json raise what they like about a broken file.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(f"{path}: cannot be loaded ({reason})") from error

@@ -76,6 +76,7 @@ class Schedulers:
         # As many as (scheduler, steps) pairs are asked for, within reason.
         self._prototype = lru_cache(maxsize=64)(self._make)
         self.ddim_table = lru_cache(maxsize=64)(self._make_table)
+        self.inverse_table = lru_cache(maxsize=64)(self._make_inverse_table)
 
     def fresh(self, name: str, steps: int) -> Any:
         """A scheduler that has not stepped yet and shares no state with another; see :func:`make_scheduler`."""
@@ -91,6 +92,9 @@ class Schedulers:
     def _make_table(self, steps: int) -> DdimTable | None:
         return DdimTable.of(self._prototype("ddim", steps))
 
+    def _make_inverse_table(self, steps: int) -> DdimTable:
+        return DdimTable.linear(self._prototype("ddim", steps))
+
 
 class DdimTable(NamedTuple):
     """One picture's DDIM coefficients, [steps, 4] float32: roots of a, 1 - a, a' and 1 - a' (a: alphas_cumprod)."""
@@ -100,8 +104,11 @@ class DdimTable(NamedTuple):
     @classmethod
     def of(cls, scheduler: Any) -> DdimTable | None:
         """None where clipping or thresholding makes the step more than linear: use ``scheduler.step`` then."""
-        if scheduler.config.clip_sample or scheduler.config.thresholding:
-            return None
+        return None if scheduler.config.clip_sample or scheduler.config.thresholding else cls.linear(scheduler)
+
+    @classmethod
+    def linear(cls, scheduler: Any) -> DdimTable:
+        """The coefficients of the step without any clipping, which is the one that can be inverted."""
         t = scheduler.timesteps.cpu()
         previous = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
         alphas = scheduler.alphas_cumprod.cpu()

@@ -24,3 +24,15 @@ class GeneratorSettings(ServiceSettings):
     generator_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Precision of the models; auto is float32 on a CPU and float16 elsewhere."
     )
+    generator_compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "off",
+        description="Compile the denoising model with torch.compile in this mode; the last two record CUDA graphs."
+        " The first picture of every size and number of rows takes minutes.",
+    )
+    generator_offload: Literal["none", "model", "sequential"] = Field(
+        "none", description="For small GPUs: keep idle models, or all but one layer, in host memory."
+    )
+    generator_max_image_bytes: int = Field(20_000_000, ge=1, description="Most bytes in a picture to start from.")
+    generator_max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Most pixels in a picture to start from; more are refused undecoded."
+    )

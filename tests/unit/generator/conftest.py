@@ -11,7 +11,8 @@ import pytest
 import torch
 from faceteer.v1 import generator_pb2_grpc
 from faceteer_generator.denoise import Denoiser
-from faceteer_generator.model import Decoder, load_decoder
+from faceteer_generator.kandinsky import KandinskyDecoder
+from faceteer_generator.model import load_decoder
 from faceteer_generator.service import build
 from faceteer_generator.settings import GeneratorSettings
 from faceteer_runtime.bundle import seal
@@ -42,12 +43,12 @@ def generator_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def decoder(generator_bundle: Path) -> Decoder:
+def decoder(generator_bundle: Path) -> KandinskyDecoder:
     return load_decoder(generator_bundle / "generator")
 
 
 @pytest.fixture
-def denoiser(decoder: Decoder) -> Denoiser:
+def denoiser(decoder: KandinskyDecoder) -> Denoiser:
     return Denoiser(decoder)
 
 

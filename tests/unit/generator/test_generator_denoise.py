@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, KandinskyV22Pipeline
 from faceteer_generator.denoise import Denoiser, Picture, PictureFailed
-from faceteer_generator.model import Decoder
+from faceteer_generator.kandinsky import KandinskyDecoder as Decoder
 from faceteer_generator.previews import reduced
 from faceteer_generator.requests import Drawing
 from faceteer_generator.schedulers import CLASSES, DdimTable, ddim_step, estimate_clean, make_scheduler
@@ -249,7 +249,7 @@ def test_one_picture_that_overflows_fails_alone(denoiser: Denoiser) -> None:
 
 def test_a_picture_that_breaks_the_whole_call_fails_alone(denoiser: Denoiser) -> None:
     broken, good = denoiser.begin(drawing(1)), denoiser.begin(drawing(2))
-    broken.embeds = broken.embeds[:, :-1]
+    broken.positive = broken.positive[:, :-1]
     denoiser.step([broken, good])
     assert broken.error is not None
     assert good.error is None

@@ -76,8 +76,11 @@ def unknown_prediction(directory: Path) -> None:
     [
         (remove("unet"), "unet: missing"),
         (remove("movq/config.json"), "movq: cannot be loaded"),
-        (remove("movq/diffusion_pytorch_model.safetensors"), "movq: cannot be loaded"),
-        (garble("unet/diffusion_pytorch_model.safetensors"), "unet: cannot be loaded"),
+        (remove("movq/diffusion_pytorch_model.safetensors"), "movq/diffusion_pytorch_model.safetensors: missing"),
+        (
+            garble("unet/diffusion_pytorch_model.safetensors"),
+            "unet/diffusion_pytorch_model.safetensors: not a readable",
+        ),
         (garble("scheduler/scheduler_config.json"), "scheduler_config.json: cannot be loaded"),
         (remove("negative_embeds.safetensors"), "negative_embeds.safetensors: missing"),
         (wrong_negative, r"must be finite and of shape \[1, 32\]"),

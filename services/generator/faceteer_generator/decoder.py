@@ -1,0 +1,112 @@
+"""What the denoising loop asks of a decoder, whichever diffusion model it is.
+
+Knows nothing of requests, schedulers' steps or batches, and of no particular model; see :mod:`.kandinsky` and
+:mod:`.sdxl`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+
+class Decoder(ABC):
+    """Models in inference mode, ready to be called on one thread. All calls belong inside ``torch.inference_mode``.
+
+    Attributes:
+        kind: as ``bundle.json`` names it.
+        scheduler_config: the bundle's scheduler_config.json.
+        device: where the models run.
+        dtype: of latents and of the denoising model.
+    """
+
+    kind: ClassVar[str]
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def embed_dim(self) -> int:
+        """The length d of an image embedding."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> int:
+        """Pixels to a latent, each way."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels c of the latents."""
+
+    @property
+    @abstractmethod
+    def size_multiple(self) -> int:
+        """Pixels that widths and heights must be multiples of."""
+
+    @abstractmethod
+    def latents_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """[1, c, h, w] of a picture of these pixels."""
+
+    @abstractmethod
+    def condition(self, embeds: np.ndarray | None, *, negative: bool, width: int, height: int) -> Any:
+        """What one row of :meth:`predict` is told besides latents and timestep.
+
+        Args:
+            embeds: float32 [d]; None for the decoder's own negative.
+            negative: whether the row is what guidance steers away from.
+            width: pixels of the picture.
+            height: pixels of the picture.
+        """
+
+    @abstractmethod
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
+        """One call of the denoising model.
+
+        Args:
+            latents: [n, c, h, w].
+            timesteps: [n].
+            conditions: n of :meth:`condition`.
+
+        Returns:
+            [n, c, h, w], or more channels where the model predicts a variance too.
+        """
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Clean latents [n, c, h, w] to pixels [n, 3, scale h, scale w], 0 to 1."""
+
+    @abstractmethod
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [n, 3, height, width], -1 to 1, to clean latents [n, c, h, w]; deterministic."""
+
+    @property
+    def prediction_type(self) -> str:
+        """What the model predicts: epsilon, sample or v_prediction."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def train_timesteps(self) -> int:
+        """The length of the noise schedule; no scheduler takes more steps."""
+        return int(self.scheduler_config.get("num_train_timesteps", 1000))
+
+    @property
+    def precision(self) -> str:
+        """Device kind and dtype, for cache keys: "cpu/float32"."""
+        return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}"
+
+
+def padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """The tensor [n, ...] with its last row repeated up to ``rows``."""
+    missing = rows - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing > 0 else tensor
+
+
+def compiled_rows(n: int) -> int:
+    """The next power of two: a compiled model is compiled (and its CUDA graph recorded) for every number of rows."""
+    return 1 << (n - 1).bit_length()
