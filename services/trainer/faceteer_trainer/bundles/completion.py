@@ -1,0 +1,177 @@
+"""Makes a bundle of what was pulled: the SAE as it is served, the negative embeds, a library without labels, the seal.
+
+Knows the bundle's layout (docs/bundles.md) and nothing of where the files came from.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faceteer_encoder.model import load_encoder
+from faceteer_library.writer import FeatureRow, LibraryWriter
+from faceteer_runtime import bundle as bundle_format
+from faceteer_runtime.bundle import Bundle, BundleError
+from faceteer_sae.weights import load_config
+from faceteer_sae.writing import write_rows
+from safetensors.torch import save_file
+
+from faceteer_trainer.bundles.manifest import Recipe
+from faceteer_trainer.bundles.sources import Published
+from faceteer_trainer.errors import JobError
+
+_PUBLISHED_SAE = Path("sources") / "sparse_autoencoder_128.pth"
+
+
+def complete(out: Path, recipe: Recipe, published: dict[str, Published]) -> Path:
+    """Everything that is not pulled as it is served; steps that are done already are not done again.
+
+    Raises:
+        JobError: what was pulled does not make a bundle, in the words of the part that says so.
+    """
+    try:
+        if (out / _PUBLISHED_SAE).is_file():
+            _import_sae(out / _PUBLISHED_SAE, out / "sae")
+        if (out / "generator").is_dir() and not (out / "generator" / "negative_embeds.safetensors").is_file():
+            _write_negative(out)
+        if "library" in recipe.parts and not (out / "library" / "library.sqlite").is_file():
+            _write_empty_library(out, _manifest(out, recipe, published, ("encoder", "sae")))
+        bundle_format.seal(out, _manifest(out, recipe, published, tuple(recipe.parts)))
+        Bundle.open(out)
+    except BundleError as error:
+        raise JobError(str(error)) from None
+    except OSError as error:
+        raise JobError(
+            f"{out}: cannot be written ({error.strerror}); make room and run the same command again"
+        ) from None
+    return out
+
+
+def _manifest(out: Path, recipe: Recipe, published: dict[str, Published], parts: tuple[str, ...]) -> dict[str, Any]:
+    present = {name: facts for name, facts in recipe.parts.items() if name in parts and (out / name).is_dir()}
+    pulled = [
+        {
+            "path": wanted.path,
+            "part": wanted.part,
+            "source": {"repo": wanted.repo, "file": wanted.file, "revision": published[wanted.path].revision},
+            "sha256": wanted.sha256 or published[wanted.path].sha256,
+            "size": published[wanted.path].size,
+        }
+        for wanted in recipe.files
+    ]
+    files = [{**entry, "sha256": entry["sha256"] or "", "size": entry["size"] or 0} for entry in pulled]
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "parts": present,
+        "licences": recipe.licences,
+        "files": files,
+        "pulled": pulled,
+    }
+
+
+def _import_sae(source: Path, directory: Path) -> None:
+    """The published fp16 state dict, read without running anything in it, as [d_sae, d_in] rows."""
+    if (directory / "cfg.json").is_file():
+        return
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise JobError(f"{source}: holds more than tensors; it was not loaded, because that could run code") from None
+    except (RuntimeError, ValueError, EOFError) as error:
+        raise JobError(f"{source}: not a PyTorch file ({str(error).splitlines()[0]})") from None
+    names = {"encoder.weight", "enc_bias", "decoder.weight", "dec_bias"}
+    if not isinstance(state, dict) or set(state) != names:
+        raise JobError(f"{source}: must hold {', '.join(sorted(names))} and nothing else")
+    d_sae, d_in = state["encoder.weight"].shape
+    config = {
+        "architecture": "standard",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "metadata": {"source": "gytdau/clip-sae-128, sparse_autoencoder_128.pth"},
+    }
+    tensors = {
+        "W_enc_rows": state["encoder.weight"],
+        "b_enc": state["enc_bias"],
+        "W_dec": state["decoder.weight"].T.contiguous(),
+        "b_dec": state["dec_bias"],
+    }
+    try:
+        write_rows(directory, config, tensors, "float16")
+    except ValueError as error:
+        raise JobError(f"{source}: {error}") from None
+
+
+def _write_negative(out: Path) -> None:
+    """The embeds of a grey picture: of pixels that are zero after preprocessing (Kandinsky 2.2's own negative)."""
+    encoder, preprocessor = load_encoder(out / "encoder", dtype="bfloat16" if _is_large(out) else "float32")
+    with torch.inference_mode():
+        visual = encoder.visual
+        dtype = next(visual.parameters()).dtype
+        embeds = visual(torch.zeros(1, 3, *preprocessor.size, dtype=dtype)).float()
+    save_file({"negative_image_embeds": embeds}, out / "generator" / "negative_embeds.safetensors")
+
+
+def _is_large(out: Path) -> bool:
+    """Whether the encoder in float32 is more than most machines have to spare."""
+    return sum(file.stat().st_size for file in (out / "encoder").rglob("*.safetensors")) > 2_000_000_000
+
+
+def _write_empty_library(out: Path, manifest: dict[str, Any]) -> None:
+    """A library in which no feature has a label yet, so that every call is served; build-library fills it."""
+    bundle_format.seal(out, manifest)
+    bundle = Bundle.open(out)
+    config = load_config(bundle.part("sae").path)
+    nothing = np.empty(0, np.float32), np.empty(0, np.int64)
+    path = out / "library" / "library.sqlite"
+    path.parent.mkdir(exist_ok=True)
+    with LibraryWriter(
+        path,
+        sae_revision=bundle.part("sae").revision,
+        corpus="none yet",
+        n_pictures=0,
+        encoder_revision=bundle.part("encoder").revision,
+        embed_dim=config.d_in,
+    ) as writer:
+        for index in range(config.d_sae):
+            writer.feature(FeatureRow(index, "", 0.0, 0.0, 0.0, 0.0, 0.0, *nothing))
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """What a bundle is made of, for people and for JSON: parts with revision, size, parameters, licence.
+
+    Raises:
+        JobError: no bundle.
+    """
+    try:
+        bundle = Bundle.open(directory)
+    except BundleError as error:
+        raise JobError(str(error)) from None
+    manifest = json.loads((directory / bundle_format.MANIFEST).read_text(encoding="utf-8"))
+    parts = {}
+    for name, part in bundle.parts.items():
+        files = [file for file in part.path.rglob("*") if file.is_file()]
+        parts[name] = {
+            "kind": part.facts.get("kind", ""),
+            "revision": part.revision,
+            "bytes": sum(file.stat().st_size for file in files),
+            "parameters": sum(_parameters(file) for file in files if file.suffix == ".safetensors"),
+            "licence": manifest.get("licences", {}).get(name, ""),
+            "facts": {key: value for key, value in part.facts.items() if key not in ("kind", "revision")},
+        }
+    return {"name": bundle.name, "description": bundle.description, "directory": str(directory), "parts": parts}
+
+
+def _parameters(path: Path) -> int:
+    """Numbers in a safetensors file, by its header; a model's weights without reading them."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(
+        int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__" and entry["shape"]
+    )
