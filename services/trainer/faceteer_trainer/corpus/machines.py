@@ -70,18 +70,19 @@ def make_shards(
         JobError: Ray is not installed or not to be reached, or a shard could not be made.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A reader's own process would otherwise fill with progress bars and notices.
+    # One progress bar is enough.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    local = address == "local"
+    if local:
+        # By this name Ray keeps all of its ports to this machine; on Linux it would otherwise listen everywhere.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
         import ray.data
     except ImportError:
         raise JobError("--ray needs Ray: pip install 'faceteer-trainer[ray]'") from None
-    local = address == "local"
     where: dict[str, Any] = (
-        {"address": "local", "num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        if local
-        else {"address": address}
+        {"address": "local", "num_cpus": workers, "include_dashboard": False} if local else {"address": address}
     )
     try:
         ray.init(**where, configure_logging=True, logging_level=logging.ERROR, log_to_driver=False)
