@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise JobError(f"--thumbnails is {arguments.thumbnails}; give a size in pixels, or 0 for none")
     out, images = Path(os.path.abspath(arguments.out)), os.path.abspath(arguments.images)
     source = open_source(images, arguments.captions)
-    if out.resolve().is_relative_to(source.root):
+    # What is written there would count as more pictures, or as changed ones.
+    if os.path.isdir(images) and out.resolve().is_relative_to(source.root):
         raise JobError(f"--out {arguments.out} lies among the pictures in {source.root}; choose a folder outside")
     settings = {
         "bundle": os.path.abspath(arguments.bundle),
