@@ -146,15 +146,19 @@ class LibraryWriter:
 
     def examples(self, index: int, rows: Sequence[ExampleRow], selection: str = "strongest") -> None:
         """Adds a feature's examples, strongest first. A thumbnail that many features share is stored once."""
+        for rank, row in enumerate(rows):
+            self.example(index, selection, rank, row)
+
+    def example(self, index: int, selection: str, rank: int, row: ExampleRow) -> None:
+        """Adds one example at its rank, 0 being the first; in any order."""
         if selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {SELECTIONS}, not {selection!r}")
-        for rank, row in enumerate(rows):
-            digest = hashlib.sha256(row.thumbnail).digest()
-            self._connection.execute("INSERT OR IGNORE INTO thumbnails VALUES (?, ?)", (digest, row.thumbnail))
-            self._connection.execute(
-                "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (index, selection, rank, row.picture, row.activation, row.caption, *row.quantiles, digest),
-            )
+        digest = hashlib.sha256(row.thumbnail).digest()
+        self._connection.execute("INSERT OR IGNORE INTO thumbnails VALUES (?, ?)", (digest, row.thumbnail))
+        self._connection.execute(
+            "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (index, selection, rank, row.picture, row.activation, row.caption, *row.quantiles, digest),
+        )
 
     def relatives(self, index: int, relation: str, others: Iterable[tuple[int, float]]) -> None:
         """Adds features related to ``index``, best first: (other, score) as described in library.proto."""

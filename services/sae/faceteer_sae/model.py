@@ -13,6 +13,7 @@ import torch
 from faceteer_runtime.bundle import BundleError
 
 from faceteer_sae.rows import BLOCK as _ROWS
+from faceteer_sae.rows import Rows
 from faceteer_sae.screening import Screen, float_screen, int8_screen
 from faceteer_sae.weights import SaeConfig, decoder_rows, encoder_rows, load_config, load_weights, screen_rows
 
@@ -138,6 +139,16 @@ class SparseAutoencoder:
     def directions(self, indices: np.ndarray) -> np.ndarray:
         """Decoder vectors d_i of m features, float32 [m, d_in]."""
         return self._W_dec.take(indices)
+
+    @property
+    def encoder_rows(self) -> Rows:
+        """The encoder's vectors, [d_sae, d_in]."""
+        return self._W_enc
+
+    @property
+    def decoder_rows(self) -> Rows:
+        """The decoder's vectors d_i, [d_sae, d_in]."""
+        return self._W_dec
 
     # -- encoding --------------------------------------------------------------------------------
 

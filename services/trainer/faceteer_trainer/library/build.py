@@ -1,0 +1,262 @@
+"""Builds a feature library: embeddings are read once, everything else is reckoned from the activations on disk.
+
+    embeddings ──► activations (disk) ──► spread, tables, pairs ──► examples, relatives ──► library.sqlite
+
+Memory depends on the dictionary and not on the corpus: 163,840 features take about 3 GB besides the SAE. Knows nothing
+of labels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
+from faceteer_sae.model import SparseAutoencoder
+
+from faceteer_trainer.corpus.shards import EmbeddingCorpus
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.library.activations import ActivationStore, spans
+from faceteer_trainer.library.encoding import Active, BulkEncoder
+from faceteer_trainer.library.examples import Chosen, from_quantiles, strongest
+from faceteer_trainer.library.related import (
+    Relatives,
+    RivalRule,
+    coactivating_common,
+    coactivating_sampled,
+    nearest,
+    rivals,
+)
+from faceteer_trainer.library.tallies import Pairs, Spread, Table, lottery
+
+Ints, Floats = npt.NDArray[np.int64], npt.NDArray[np.float32]
+Report = Callable[[str, float], None]
+_ROWS = 8192
+# No SAE that is of use fires a twentieth of its features at once; wrong preprocessing does.
+_MOST_ACTIVE = 0.05
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What to keep for each feature.
+
+    Attributes:
+        examples: strongest pictures.
+        per_quantile: pictures drawn from each quarter of the activation.
+        relatives: features in each list.
+        common: features whose pairs are counted exactly; the rest is estimated from up to 64 of their pictures.
+        seed: of everything that is drawn.
+        bins: of the histogram.
+        rule: for rivals.
+    """
+
+    examples: int = 24
+    per_quantile: int = 4
+    relatives: int = 12
+    common: int = 8192
+    seed: int = 0
+    bins: int = 16
+    rule: RivalRule = field(default_factory=RivalRule)
+
+
+@dataclass
+class Measured:
+    """What the corpus says about every feature; the tables are by feature."""
+
+    pictures: int
+    spread: Spread
+    p99: Floats
+    best: Table
+    sample: Table
+    strong_count: Ints
+    strong: Pairs
+    any: Pairs
+    l0: npt.NDArray[np.int32]
+
+    @property
+    def firing_share(self) -> Floats:
+        """The share of pictures on which each feature fires, float32 [d_sae]."""
+        return (self.spread.count / self.pictures).astype(np.float32)
+
+
+def encode_corpus(
+    corpus: EmbeddingCorpus, sae: SparseAutoencoder, store: ActivationStore, report: Report, device: str = "cpu"
+) -> None:
+    """Writes the activations of every embedding; what is there already is not computed again.
+
+    Raises:
+        JobError: an embedding is not finite, or far too many features fire.
+    """
+    encoder: BulkEncoder | None = None
+    for first, x in corpus.chunks(_ROWS):
+        if not store.has(first):
+            encoder = encoder or BulkEncoder(sae, device)
+            active = encoder.encode(x)
+            mean_l0 = len(active.indices) / len(x)
+            if mean_l0 > max(_MOST_ACTIVE * sae.d_sae, 64):
+                raise JobError(
+                    f"{mean_l0:.0f} of {sae.d_sae} features fire on a picture on average, which no trained SAE does; "
+                    "were the embeddings normalised, or made by another encoder or preprocessing than the SAE's?"
+                )
+            store.write(first, active)
+        report("reading embeddings", (first + len(x)) / len(corpus))
+
+
+def measure(store: ActivationStore, pictures: int, d_sae: int, settings: BuildSettings, report: Report) -> Measured:
+    """Statistics, tables and pair counts, in three readings of the activations."""
+    largest, read = 0.0, 0
+    for _, active in store.blocks():
+        largest = max(largest, float(active.values.max(initial=0.0)))
+    spread = Spread(d_sae, largest or 1.0)
+    l0: list[npt.NDArray[np.int32]] = []
+    for first, active in store.blocks():
+        spread.add(active)
+        l0.append(np.diff(active.indptr).astype(np.int32))
+        report("counting", (first + len(active.indptr)) / pictures)
+    p99 = spread.quantile(0.99)
+    commonest = np.sort(np.argsort(-spread.count, kind="stable")[: settings.common])
+    commonest = commonest[spread.count[commonest] > 0]
+    best, sample = Table(d_sae, 3 * settings.examples), Table(d_sae, 64)
+    any_pairs, strong_pairs = Pairs(commonest, d_sae), Pairs(commonest, d_sae)
+    strong_count = np.zeros(d_sae, np.int64)
+    for first, active in store.blocks():
+        rows = active.rows + first
+        best.add(active.indices, rows, active.values, active.values)
+        sample.add(active.indices, rows, active.values, lottery(active.indices, rows, settings.seed))
+        strong = active.values > settings.rule.strong * p99[active.indices]
+        np.add.at(strong_count, active.indices[strong], 1)
+        any_pairs.add(active)
+        strong_pairs.add(active, strong)
+        read = first + len(active.indptr)
+        report("examples and pairs", read / pictures)
+    return Measured(pictures, spread, p99, best, sample, strong_count, strong_pairs, any_pairs, np.concatenate(l0))
+
+
+def find_coactivating(
+    store: ActivationStore, measured: Measured, settings: BuildSettings, report: Report
+) -> dict[int, Relatives]:
+    """Features that fire together: exactly among the commonest, from samples of their pictures for all others."""
+    count, pictures = measured.spread.count, measured.pictures
+    found = coactivating_common(measured.any, count, pictures, settings.relatives)
+    rare = np.flatnonzero((count > 0) & ~np.isin(np.arange(len(count)), measured.any.features))
+    entries = measured.sample.entries()
+    for start in range(0, len(rare), 20_000):
+        block = rare[start : start + 20_000]
+        inside = np.isin(entries.features, block)
+        wanted, inverse = np.unique(entries.rows[inside], return_inverse=True)
+        fired = store.rows(wanted)
+        features = entries.features[inside]
+        bounds = np.searchsorted(features, np.append(block, block[-1] + 1))
+        for place, feature in enumerate(block):
+            rows = inverse[bounds[place] : np.searchsorted(features, feature, side="right")]
+            found[int(feature)] = coactivating_sampled(
+                _rows_of(fired, rows), count, pictures, settings.relatives, np.array([feature])
+            )
+        report("features that fire together", (start + len(block)) / len(rare))
+    return found
+
+
+def choose_examples(
+    corpus: EmbeddingCorpus, measured: Measured, settings: BuildSettings, report: Report
+) -> Iterator[tuple[int, list[Chosen]]]:
+    """Every live feature's examples."""
+    mean = corpus.rows(np.linspace(0, len(corpus) - 1, min(len(corpus), 4096)).astype(np.int64)).mean(0)
+
+    def centred(rows: Ints) -> Floats:
+        return np.asarray(corpus.rows(rows) - mean, np.float32)
+
+    best, sample = measured.best.entries(), measured.sample.entries()
+    alive = np.flatnonzero(measured.spread.count)
+    for done, feature in enumerate(alive):
+        top, drawn = best.of(feature), sample.of(feature)
+        chosen = strongest(top.rows, top.values, centred, settings.examples)
+        ranks = measured.spread.rank(drawn.features, drawn.values)
+        taken = {example.row for example in chosen}
+        chosen += from_quantiles(drawn.rows, drawn.values, ranks, settings.per_quantile, taken)
+        yield int(feature), chosen
+        if done % 256 == 0:
+            report("choosing examples", done / len(alive))
+
+
+def write_library(
+    path: Path,
+    corpus: EmbeddingCorpus,
+    sae: SparseAutoencoder,
+    sae_revision: str,
+    store: ActivationStore,
+    measured: Measured,
+    settings: BuildSettings,
+    report: Report,
+    device: str = "cpu",
+) -> dict[int, Relatives]:
+    """Writes the library file, whole or not at all; returns the rivals, which the SAE's statistics hold too."""
+    spread = measured.spread
+    quantiles = {"p50": spread.quantile(0.5), "p99": measured.p99}
+    mean, share = spread.mean(), measured.firing_share
+    found_rivals = rivals(measured.strong, measured.strong_count, measured.pictures, settings.rule)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with LibraryWriter(
+        path,
+        sae_revision=sae_revision,
+        corpus=corpus.card.name,
+        n_pictures=len(corpus),
+        encoder_revision=corpus.encoder_revision,
+        embed_dim=corpus.embed_dim,
+    ) as writer:
+        for feature in range(sae.d_sae):
+            edges, counts = spread.histogram(feature, settings.bins)
+            writer.feature(
+                FeatureRow(
+                    feature,
+                    "",
+                    float(share[feature]),
+                    float(mean[feature]),
+                    float(quantiles["p50"][feature]),
+                    float(quantiles["p99"][feature]),
+                    float(spread.max[feature]),
+                    edges if spread.count[feature] else np.empty(0, np.float32),
+                    counts if spread.count[feature] else np.empty(0, np.int64),
+                )
+            )
+            if feature % 4096 == 0:
+                report("writing statistics", feature / sae.d_sae)
+        alive = np.flatnonzero(spread.count)
+        for relation, relatives in (
+            ("rivals", {feature: others[: settings.relatives] for feature, others in found_rivals.items()}),
+            ("coactivating", find_coactivating(store, measured, settings, report)),
+            ("nearest", nearest(sae.decoder_rows, settings.relatives, alive, device)),
+        ):
+            for feature, others in relatives.items():
+                writer.relatives(feature, relation, others)
+        _write_examples(writer, corpus, choose_examples(corpus, measured, settings, report), report)
+    return found_rivals
+
+
+def _write_examples(
+    writer: LibraryWriter, corpus: EmbeddingCorpus, chosen: Iterator[tuple[int, list[Chosen]]], report: Report
+) -> None:
+    """By shards, so that each one's pictures are read once and never more than one shard's lie in memory."""
+    waiting: dict[int, list[tuple[int, Chosen]]] = defaultdict(list)
+    starts = np.cumsum([0, *(shard.rows for shard in corpus.card.shards)])
+    for feature, examples in chosen:
+        for example in examples:
+            shard = int(np.searchsorted(starts, example.row, side="right")) - 1
+            waiting[shard].append((feature, example))
+    for done, (_, entries) in enumerate(sorted(waiting.items())):
+        pictures = corpus.pictures(np.array([example.row for _, example in entries]))
+        for (feature, example), picture in zip(entries, pictures, strict=True):
+            row = ExampleRow(picture.name, example.activation, picture.thumbnail, picture.caption, example.quantiles)
+            writer.example(feature, example.selection, example.rank, row)
+        report("writing examples", (done + 1) / len(waiting))
+
+
+def _rows_of(active: Active, rows: Ints) -> Active:
+    """Some pictures of many."""
+    counts = active.indptr[rows + 1] - active.indptr[rows]
+    taken = spans(active.indptr[rows], counts)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Active(indptr, active.indices[taken], active.values[taken])
