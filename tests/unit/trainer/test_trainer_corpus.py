@@ -62,6 +62,9 @@ def test_a_corpus_is_read_by_chunks_and_by_rows_as_it_was_written(tmp_path: Path
     assert [first for first, _ in chunks] == [0, 5, 8]
     np.testing.assert_array_equal(np.concatenate([chunk for _, chunk in chunks]), expected)
     np.testing.assert_array_equal(read.rows([10, 0, 7, 8, 0]), expected[[10, 0, 7, 8, 0]])
+    for outside in (-1, 11):
+        with pytest.raises(IndexError):
+            read.rows([0, outside])
     # Anybody's safetensors reader sees the same.
     np.testing.assert_array_equal(load_file(tmp_path / "embeds-00001.safetensors")["embeds"], values[-3:].astype(dtype))
 

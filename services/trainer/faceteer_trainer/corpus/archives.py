@@ -96,7 +96,7 @@ def _groups(archive: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
         group.append(member)
     # The reader takes a damaged header for the end of the file; a real end is a block of zeros, or nothing.
     file = cast(IO[bytes], archive.fileobj)
-    file.seek(archive.offset)  # type: ignore[attr-defined]
+    file.seek(archive.offset)
     if file.read(512).strip(b"\0"):
         raise tarfile.ReadError("a damaged header")
     if any(_is_picture(other.name) for other in group):

@@ -55,8 +55,9 @@ def held(directory: Path) -> Iterator[None]:
 
 def take_up(directory: Path) -> None:
     """Clear away what a run that was killed left half-written, and undo a finished run's last step."""
-    for part in directory.glob("*.part"):
-        part.unlink()
+    for name in ("embeds-*", "pictures-*", "bad*", "plan.json*", CARD):
+        for part in directory.glob(f"{name}.part"):
+            part.unlink()
     with contextlib.suppress(FileNotFoundError):
         by_shard: dict[int, list[bytes]] = {}
         for line in (directory / BAD).read_bytes().splitlines(keepends=True):

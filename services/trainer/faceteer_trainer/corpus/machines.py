@@ -94,8 +94,8 @@ def make_shards(
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         on_gpu = embedder["device"] != "cpu"
-        made = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
-        made = made.map_batches(
+        shards = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        made = shards.map_batches(
             _Worker,
             fn_constructor_args=(plan, images, captions, embedder),
             batch_size=1,

@@ -196,7 +196,7 @@ class MadeUp:
         loser = rng.integers(0, 2, (self._pairs, BLOCK))
         pair, row = features[rival] // 2, rows[rival]
         keep = np.ones(len(rows), bool)
-        keep[rival] = ~fires.all(1)[pair, row] | (loser[pair, row] != features[rival] % 2)
+        keep[rival] = ~(fires[:, 0] & fires[:, 1])[pair, row] | (loser[pair, row] != features[rival] % 2)
         rows, features = rows[keep], features[keep]
         leads = (features >= 2 * self._pairs) & (features < 3 * self._pairs)
         leads &= rng.random(len(features)) < 0.9

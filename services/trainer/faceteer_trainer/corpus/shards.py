@@ -29,7 +29,7 @@ from faceteer_trainer.errors import JobError
 
 CARD = "corpus.json"
 FORMAT = 1
-_DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _CODES = {"float16": "F16", "float32": "F32"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -262,8 +262,9 @@ class EmbeddingCorpus:
 
         Raises:
             JobError: a row is not finite.
+            IndexError: there is no such row.
         """
-        wanted = np.asarray(indices, np.int64)
+        wanted = self._numbers(indices)
         found = np.empty((len(wanted), self.embed_dim), np.float32)
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
         for index in np.unique(shards):
@@ -298,7 +299,7 @@ class EmbeddingCorpus:
 
     def pictures(self, indices: npt.NDArray[np.integer] | Sequence[int]) -> list[PictureRow]:
         """What is known of these rows' pictures, in the order asked for; a name made of the number where nothing is."""
-        wanted = np.asarray(indices, np.int64)
+        wanted = self._numbers(indices)
         found: list[PictureRow | None] = [None] * len(wanted)
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
         for index in np.unique(shards):
@@ -312,6 +313,12 @@ class EmbeddingCorpus:
             for row, at in zip(_picture_rows(self.directory / file, at_rows), here, strict=True):
                 found[at] = row
         return [row for row in found if row is not None]
+
+    def _numbers(self, indices: npt.NDArray[np.integer] | Sequence[int]) -> npt.NDArray[np.int64]:
+        wanted = np.asarray(indices, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a corpus of {len(self)}")
+        return wanted
 
     def _check(self, values: npt.NDArray[np.float32], numbers: npt.NDArray[np.int64]) -> None:
         finite = np.isfinite(values).all(1)
