@@ -20,7 +20,7 @@ from faceteer_generator.checkpoint import StoredTensor, check_against, ensure_ro
 from faceteer_generator.decoder import Decoder
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.placement import offload_between
-from faceteer_generator.sdxl import SdxlDecoder, join_ip_adapter, read_empty_prompt
+from faceteer_generator.sdxl import SdxlDecoder, empty_prompt_embeds, join_ip_adapter
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 KINDS = (KandinskyDecoder.kind, SdxlDecoder.kind)
@@ -121,7 +121,7 @@ def _sdxl(directory: Path, device: torch.device, dtype: torch.dtype, offload: Of
         raise BundleError(
             f"{directory}: unet has {unet.config.in_channels} latent channels, vae {vae.config.latent_channels}"
         )
-    empty_prompt = read_empty_prompt(directory, unet.config)
+    empty_prompt = empty_prompt_embeds(directory, unet.config)
     # SDXL's own autoencoder overflows in half precision, and says so in its configuration.
     vae_dtype = torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
     _fill_parts(directory, parts, device, {"unet": dtype, "vae": vae_dtype}, "none")

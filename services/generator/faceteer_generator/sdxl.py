@@ -3,7 +3,7 @@
 Knows nothing of requests, schedulers' steps or batches; it calls models whose weights somebody loaded.
 
 The adapter takes the 1,280-d embedding of CLIP ViT-bigG-14, the negative being zeros, beside a text; the text here is
-always the empty one, whose embeds are kept in the bundle, so that nothing but the image embeds says what to draw.
+always the empty one, whose embeds the bundle keeps, so that nothing but the image embeds says what to draw.
 """
 
 from __future__ import annotations
@@ -187,20 +187,20 @@ def _adapter_shapes(unet: Any, shapes: dict[str, tuple[int, ...]], path: Path) -
     return wanted
 
 
-def read_empty_prompt(directory: Path, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The empty prompt's embeds, [1, t, c] and pooled [1, p], from ``empty_prompt.safetensors``.
+def empty_prompt_embeds(directory: Path, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The empty prompt's embeds, float32 [1, t, c] and pooled [1, p].
+
+    Read from ``empty_prompt.safetensors``; computed by the text encoders where the bundle holds those instead.
 
     Raises:
         BundleError: missing, broken, or not for this UNet.
     """
     path = directory / EMPTY_PROMPT
-    try:
-        tensors = load_file(path)
-        prompt, pooled = tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise BundleError(
-            f"{path}: must hold prompt_embeds and pooled_prompt_embeds ({type(error).__name__}: {error})"
-        ) from None
+    if path.exists() or not (directory / "text_encoder").is_dir():
+        prompt, pooled = _stored_prompt(path)
+    else:
+        path = directory / "text_encoder"
+        prompt, pooled = _computed_prompt(directory)
     pooled_dim = int(config.projection_class_embeddings_input_dim) - 6 * int(config.addition_time_embed_dim)
     fits = prompt.ndim == 3 and len(prompt) == 1 and prompt.shape[2] == config.cross_attention_dim
     if not fits or tuple(pooled.shape) != (1, pooled_dim):
@@ -209,5 +209,38 @@ def read_empty_prompt(directory: Path, config: Any) -> tuple[torch.Tensor, torch
             f" [1, {pooled_dim}]"
         )
     if not is_finite(prompt) or not is_finite(pooled):
-        raise BundleError(f"{path}: holds NaN or infinite values")
+        raise BundleError(f"{path}: the empty prompt's embeds hold NaN or infinite values")
     return prompt, pooled
+
+
+def _stored_prompt(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        tensors = load_file(path)
+        return tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise BundleError(
+            f"{path}: must hold prompt_embeds and pooled_prompt_embeds ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _computed_prompt(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """As StableDiffusionXLPipeline: both encoders' last hidden layer but one, and the second's projection."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    hidden, pooled = [], torch.empty(0)
+    for suffix, cls in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection)):
+        try:
+            options: dict[str, Any] = {"local_files_only": True}
+            tokenizer = CLIPTokenizer.from_pretrained(directory / f"tokenizer{suffix}", **options)
+            encoder = cls.from_pretrained(directory / f"text_encoder{suffix}", use_safetensors=True, **options)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BundleError(f"{directory / f'text_encoder{suffix}'}: cannot be loaded ({reason})") from error
+        tokens = tokenizer(
+            "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            output = encoder.eval()(tokens.input_ids, output_hidden_states=True)
+        hidden.append(output.hidden_states[-2])
+        pooled = output[0]
+    return torch.cat(hidden, dim=-1), pooled
