@@ -36,9 +36,14 @@ def find_rivals(fires: torch.Tensor, least_share: float = 0.01, least_expected: 
     `least_expected` pictures with both, or chance alone could keep them apart.
     """
     found = fires.float()
-    together = found.T @ found
-    share = found.mean(0)
-    expected = len(found) * share[:, None] * share[None]
+    return rivals_from_counts(found.T @ found, len(found), least_share, least_expected, most_ratio)
+
+
+def rivals_from_counts(together: torch.Tensor, rows: int, least_share: float = 0.01, least_expected: float = 20.0,
+                       most_ratio: float = 0.1) -> torch.Tensor:  # fmt: skip
+    """The same from counts: `together` [n, n] of rows in which both fire, its diagonal those in which each does."""
+    share = together.diagonal() / rows
+    expected = rows * share[:, None] * share[None]
     common = share >= least_share
     rivals = (together < most_ratio * expected) & (expected >= least_expected) & common[:, None] & common[None]
     return rivals.fill_diagonal_(False)

@@ -1,0 +1,265 @@
+"""The five sparse autoencoders as they are trained: their weights, their losses, and how they are saved.
+
+    pre = W_enc (x - b_pre) + b_enc        x_hat = W_dec f + b_dec        b_pre = b_dec, but 0 for standard
+
+It knows nothing of corpora, optimisers or checkpoints. x is in units of the corpus' root mean square distance from its
+mean (standard: as it is, for its published loss is not free of scale); `folded` takes that unit out again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from faceteer_trainer.sae.kernels import Pairs, sparse_decode, sparse_encode
+from faceteer_trainer.sae.selection import select_above, select_batch_topk, select_topk
+
+ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka")
+# These fire so few latents from the first step on that sparse kernels apply.
+SPARSE = ("topk", "batchtopk", "matryoshka")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised.
+
+    Attributes:
+        k: latents that fire for a row: exactly (topk), in the mean (batchtopk, matryoshka), aimed at (jumprelu).
+        l1: standard's weight of ``sum over batch and latents of |f| ||d||``.
+        l0_weight: jumprelu's weight of the squared relative miss of k.
+        bandwidth: jumprelu's kernel width, in units of x.
+        aux_k: dead latents that try to explain the residual, a row; 0 leaves them dead.
+        aux_weight: of that, against the main loss.
+        prefixes: matryoshka's nested shares of the dictionary; the last is 1.
+    """
+
+    k: int = 32
+    l1: float = 4e-5
+    l0_weight: float = 0.1
+    bandwidth: float = 0.03
+    aux_k: int = 256
+    aux_weight: float = 1 / 32
+    prefixes: tuple[float, ...] = (1 / 16, 1 / 4, 1.0)
+
+
+class Autoencoder(nn.Module):
+    """W_enc and W_dec both [n, d] (rows of latents), b_enc [n], b_dec [d], float32; tied at the start.
+
+    standard    f = max(pre, 0), decoder norms free
+    topk        f = pre where among the row's k largest and > 0               (Gao et al. 2024)
+    batchtopk   f = pre where among the batch's k b largest and > 0; after training: pre > threshold
+                (Bussmann et al. 2024); matryoshka is trained on nested prefixes too (Bussmann et al. 2025)
+    jumprelu    f = pre where pre > threshold_i = exp(log_threshold_i)        (Rajamanoharan et al. 2024)
+    """
+
+    def __init__(self, architecture: str, d_in: int, d_sae: int, seed: int = 0) -> None:
+        super().__init__()
+        self.architecture, self.d_in, self.d_sae = architecture, d_in, d_sae
+        directions = torch.empty(d_sae, d_in).normal_(generator=torch.Generator().manual_seed(seed))
+        directions /= directions.norm(dim=-1, keepdim=True)
+        # A standard SAE starts with small columns, as its penalty wants them (Anthropic, April 2024: norm 0.1).
+        self.W_dec = nn.Parameter(directions.mul_(0.1) if architecture == "standard" else directions)
+        self.W_enc = nn.Parameter(directions.clone())
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        if architecture == "jumprelu":
+            self.log_threshold = nn.Parameter(torch.full((d_sae,), 0.1).log())
+        self.register_buffer("threshold", torch.zeros(()))
+
+    @property
+    def unit_norm(self) -> bool:
+        """Whether decoder rows have norm 1."""
+        return self.architecture != "standard"
+
+    def centred(self, x: torch.Tensor) -> torch.Tensor:
+        """x - b_pre [b, d]."""
+        return x if self.architecture == "standard" else x - self.b_dec
+
+    def fire(self, x: torch.Tensor, k: int) -> tuple[Pairs, torch.Tensor]:
+        """The firings on x [b, d] as after training, and their activations [P]: each row on its own."""
+        with torch.no_grad():
+            x_in = self.centred(x)
+            if self.architecture == "topk":
+                pairs = select_topk(x_in, self.W_enc, self.b_enc, k)
+            else:
+                threshold = self.log_threshold.exp() if self.architecture == "jumprelu" else self.threshold
+                pairs = select_above(x_in, self.W_enc, self.b_enc, threshold)
+            return pairs, sparse_encode(x_in, self.W_enc, self.b_enc, pairs)
+
+    @torch.no_grad()
+    def calibrate(self, x: torch.Tensor, k: int) -> None:
+        """Set the threshold so that k latents fire for a row of x [m, d] in the mean."""
+        kept = k * len(x)
+        self.threshold.copy_(select_batch_topk(self.centred(x), self.W_enc, self.b_enc, kept)[1])
+
+    @torch.no_grad()
+    def normalise_decoder(self, latents: Any = slice(None)) -> None:
+        """Bring decoder rows back to norm 1."""
+        rows = self.W_dec[latents]
+        self.W_dec[latents] = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+    @torch.no_grad()
+    def folded(self, scale: float) -> dict[str, torch.Tensor]:
+        """Weights for raw embeddings, in docs/bundles.md's names and shapes; x = raw embedding / scale."""
+        weights = {
+            "W_enc": self.W_enc.detach().T.contiguous(),
+            "b_enc": self.b_enc.detach() * scale,
+            "W_dec": self.W_dec.detach().contiguous(),
+            "b_dec": self.b_dec.detach() * scale,
+        }
+        if self.architecture == "jumprelu":
+            weights["threshold"] = self.log_threshold.detach().exp() * scale
+        elif self.architecture in ("batchtopk", "matryoshka"):
+            weights["topk_threshold"] = self.threshold * scale
+        return weights
+
+
+class Losses(NamedTuple):
+    """Of one batch.
+
+    Attributes:
+        total: what is minimised, 0-d with a gradient.
+        unexplained: mean squared error over mean squared distance of the batch from its mean.
+        l0: firings a row.
+        fired: bool [n].
+        auxiliary: AuxK's loss, 0 where nothing is dead.
+    """
+
+    total: torch.Tensor
+    unexplained: torch.Tensor
+    l0: float
+    fired: torch.Tensor
+    auxiliary: torch.Tensor
+
+
+def published_loss(
+    x: torch.Tensor, x_hat: torch.Tensor, f: torch.Tensor, W_dec: torch.Tensor, l1: float
+) -> torch.Tensor:
+    """``mse(x_hat, x) + l1 * sum over batch and latents of |f_i| ||d_i||``: mean over elements, sum over firings.
+
+    Of x, x_hat [b, d], f [b, n], W_dec [n, d]. So l1's strength grows with batch x d. Daujotas 2024.
+    """
+    return (x_hat - x).square().mean() + l1 * (f.abs().sum(0) * W_dec.norm(dim=-1)).sum()
+
+
+class _Jump(torch.autograd.Function):
+    """JumpReLU and its L0, with the pseudo-derivatives of Rajamanoharan et al. 2024, equations 11 and 12."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        on = pre > threshold
+        ctx.save_for_backward(pre, threshold, on)
+        ctx.bandwidth = bandwidth
+        return pre * on, on.to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_f: torch.Tensor, grad_on: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        pre, threshold, on = ctx.saved_tensors
+        near = ((pre - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth  # the rectangle kernel over eps
+        return grad_f * on, -(near * (threshold * grad_f + grad_on)).sum(0), None
+
+
+def jump(pre: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """``f = pre H(pre - threshold)`` and ``H(pre - threshold)``, both [b, n], of pre [b, n] and threshold [n] > 0."""
+    return _Jump.apply(pre, threshold, bandwidth)
+
+
+def _mean_square(error: torch.Tensor) -> torch.Tensor:
+    return error.square().sum(-1).mean()
+
+
+def _prefix_ends(model: Autoencoder, loss: Loss) -> list[int]:
+    if model.architecture != "matryoshka":
+        return [model.d_sae]
+    return [max(1, round(share * model.d_sae)) for share in loss.prefixes]
+
+
+def _auxiliary(model: Autoencoder, x_in: torch.Tensor, residual: torch.Tensor, dead: torch.Tensor, loss: Loss,
+               bf16: bool) -> torch.Tensor:  # fmt: skip
+    """How badly the dead latents explain the residual [b, d], over its own square (AuxK, Gao et al. 2024)."""
+    latents = dead.nonzero()[:, 0]
+    if loss.aux_k == 0 or len(latents) == 0:
+        return residual.new_zeros(())
+    pairs = select_topk(x_in, model.W_enc, model.b_enc, min(loss.aux_k, len(latents)), bf16, latents)
+    if len(pairs.rows) == 0:
+        return residual.new_zeros(())
+    acts = sparse_encode(x_in, model.W_enc, model.b_enc, pairs).relu()
+    found = sparse_decode(acts, model.W_dec, pairs, len(x_in))
+    return _mean_square(found - residual) / _mean_square(residual).clamp_min(1e-12)
+
+
+def sparse_losses(model: Autoencoder, x: torch.Tensor, dead: torch.Tensor, loss: Loss, bf16: bool = False) -> Losses:
+    """topk, batchtopk and matryoshka by the sparse kernels: gradients of W_enc, W_dec and b_enc are sparse."""
+    x_in = model.centred(x)
+    if model.architecture == "topk":
+        pairs = select_topk(x_in, model.W_enc, model.b_enc, loss.k, bf16)
+    else:
+        pairs, _ = select_batch_topk(x_in, model.W_enc, model.b_enc, loss.k * len(x), bf16)
+    acts = sparse_encode(x_in, model.W_enc, model.b_enc, pairs).relu()
+    x_hat = model.b_dec.expand_as(x)
+    errors, start = [], 0
+    for end in _prefix_ends(model, loss):
+        inside = slice(None) if (start, end) == (0, model.d_sae) else (pairs.latents >= start) & (pairs.latents < end)
+        part = Pairs(pairs.rows[inside], pairs.latents[inside])
+        x_hat, start = x_hat + sparse_decode(acts[inside], model.W_dec, part, len(x)), end
+        errors.append(_mean_square(x_hat - x))
+    auxiliary = _auxiliary(model, x_in, (x - x_hat).detach(), dead, loss, bf16)
+    fired = torch.zeros_like(dead)
+    fired[pairs.latents] = True
+    return _losses(torch.stack(errors).mean(), errors[-1], auxiliary, loss, x, len(pairs.rows) / len(x), fired)
+
+
+def dense_losses(model: Autoencoder, x: torch.Tensor, dead: torch.Tensor, loss: Loss, bf16: bool = False) -> Losses:
+    """Every architecture by whole matrices: a batch's pre-activations [b, n] are held, and all gradients are dense."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        x_in = model.centred(x)
+        pre = (x_in @ model.W_enc.T).float() + model.b_enc
+        sparsity = x.new_zeros(())
+        if model.architecture == "standard":
+            f = pre.relu()
+        elif model.architecture == "jumprelu":
+            f, on = jump(pre, model.log_threshold.exp(), loss.bandwidth)
+            sparsity = loss.l0_weight * (on.sum(-1).mean() / loss.k - 1).square()
+        elif model.architecture == "topk":
+            top = pre.relu().topk(min(loss.k, model.d_sae), dim=-1, sorted=False)
+            f = torch.zeros_like(pre).scatter(-1, top.indices, top.values)
+        else:
+            positive = pre.relu()
+            top = positive.flatten().topk(min(loss.k * len(x), positive.numel()), sorted=False)
+            f = torch.zeros_like(positive).flatten().scatter(0, top.indices, top.values).view_as(positive)
+        x_hat = model.b_dec.expand_as(x)
+        errors, start = [], 0
+        for end in _prefix_ends(model, loss):
+            x_hat, start = x_hat + (f[:, start:end] @ model.W_dec[start:end]).float(), end
+            errors.append(_mean_square(x_hat - x))
+    if model.architecture == "standard":
+        main = published_loss(x, x_hat, f, model.W_dec, loss.l1)
+        auxiliary = x.new_zeros(())
+    else:
+        main = torch.stack(errors).mean() + sparsity
+        auxiliary = _dense_auxiliary(model, pre, (x - x_hat).detach(), dead, loss)
+    on_rows = f > 0
+    return _losses(main, errors[-1], auxiliary, loss, x, float(on_rows.sum()) / len(x), on_rows.any(0))
+
+
+def _dense_auxiliary(
+    model: Autoencoder, pre: torch.Tensor, residual: torch.Tensor, dead: torch.Tensor, loss: Loss
+) -> torch.Tensor:
+    latents = dead.nonzero()[:, 0]
+    if loss.aux_k == 0 or len(latents) == 0:
+        return residual.new_zeros(())
+    own = pre[:, latents].relu()
+    top = own.topk(min(loss.aux_k, len(latents)), dim=-1, sorted=False)
+    f = torch.zeros_like(own).scatter(-1, top.indices, top.values)
+    return _mean_square(f @ model.W_dec[latents] - residual) / _mean_square(residual).clamp_min(1e-12)
+
+
+def _losses(
+    main: torch.Tensor, error: torch.Tensor, auxiliary: torch.Tensor, loss: Loss, x: torch.Tensor, l0: float,
+    fired: torch.Tensor,
+) -> Losses:  # fmt: skip
+    unexplained = error.detach() / _mean_square(x - x.mean(0)).clamp_min(1e-12)
+    return Losses(main + loss.aux_weight * auxiliary, unexplained, l0, fired, auxiliary.detach())

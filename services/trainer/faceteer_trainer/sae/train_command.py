@@ -1,0 +1,166 @@
+"""`python -m faceteer_trainer train-sae`: a corpus of embeddings to an SAE that a bundle serves.
+
+It knows options, the folder's lock and the log; the training is `trainer`, the files are `outputs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from faceteer_trainer.corpus.shards import EmbeddingCorpus
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.locks import locked
+from faceteer_trainer.sae import outputs, postcards_recipe
+from faceteer_trainer.sae.architectures import ARCHITECTURES, SPARSE, Loss, Losses
+from faceteer_trainer.sae.trainer import Settings, Trainer, flat
+from faceteer_trainer.training import Budget
+
+_LOSS, _SETTINGS = Loss(), Settings("topk", 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The job's options."""
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, help="folder that embed made")
+    add("--out", type=Path, required=True, help="folder for the SAE; a run that was killed goes on")
+    add("--architecture", choices=ARCHITECTURES, default="batchtopk", help="default: batchtopk")
+    add("--d-sae", type=_positive, metavar="N", help="latents; 8 times the embedding's length by default")
+    add("--k", type=_positive, default=_LOSS.k, help="firings a picture; jumprelu aims at it, standard ignores it (32)")
+    add("--l1", type=float, default=_LOSS.l1, help="standard: weight of the sum over batch and latents (4e-5)")
+    add("--l0-weight", type=float, default=_LOSS.l0_weight, help="jumprelu: weight of the squared relative miss of k")
+    add("--bandwidth", type=float, default=_LOSS.bandwidth, help="jumprelu: width of the kernel")
+    add("--prefixes", type=_shares, default=_LOSS.prefixes, metavar="SHARES", help="matryoshka: 0.0625,0.25,1")
+    add("--steps", type=_positive, help="how many (10000); reproducible to the bit")
+    add("--minutes", type=float, help="how long instead, on this machine")
+    add("--batch", type=_positive, default=_SETTINGS.batch, help=f"rows a step ({_SETTINGS.batch})")
+    add("--lr", type=float, default=_SETTINGS.rate, help=f"peak learning rate ({_SETTINGS.rate})")
+    add("--warmup", type=int, default=_SETTINGS.warmup, help=f"steps ({_SETTINGS.warmup})")
+    add("--decay", type=float, default=_SETTINGS.decay, help=f"share of the budget, at its end ({_SETTINGS.decay})")
+    add("--aux-k", type=int, default=_LOSS.aux_k, help=f"dead latents that explain the rest, a row ({_LOSS.aux_k})")
+    add("--dead-after", type=_positive, default=_SETTINGS.dead_after, help="rows without a firing (50000)")
+    add("--clip-norm", type=float, default=_SETTINGS.clip_norm, help="of the gradient (1); 0: none")
+    add("--bf16", action="store_true", help="matrix products in bfloat16")
+    add("--kernels", choices=("auto", "sparse", "dense"), default="auto", help="auto: by what was measured")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of the saved weights")
+    add("--checkpoint-minutes", type=float, default=5.0)
+    add("--statistics-rows", type=_positive, default=100_000, help="rows that the features are measured on (100000)")
+    add("--log-every", type=_positive, default=50, help="steps (50)")
+    add("--recipe", choices=("postcards",), help="instead: the postcards bundle's own recipe, for small dictionaries")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, or go on training."""
+    corpus = EmbeddingCorpus.open(arguments.corpus)
+    if arguments.steps and arguments.minutes:
+        raise JobError("--steps and --minutes were both given; choose one")
+    if arguments.minutes is not None and arguments.minutes <= 0:
+        raise JobError(f"--minutes is {arguments.minutes}; it must be above 0")
+    with locked(arguments.out):
+        if arguments.recipe == "postcards":
+            postcards_recipe.train(corpus, arguments)
+        else:
+            _train(corpus, arguments)
+
+
+def settings_of(arguments: argparse.Namespace, embed_dim: int) -> Settings:
+    """The options as settings.
+
+    Raises:
+        JobError: options that do not go together, naming them.
+    """
+    a = arguments
+    d_sae = a.d_sae or 8 * embed_dim
+    if a.k > d_sae:
+        raise JobError(f"--k is {a.k}, but --d-sae is {d_sae}; choose a smaller k")
+    if a.kernels == "sparse" and a.architecture not in SPARSE:
+        raise JobError(f"--kernels sparse does not go with {a.architecture}; give auto, or one of {', '.join(SPARSE)}")
+    for name in ("lr", "l1", "l0_weight", "bandwidth"):
+        if not getattr(a, name) > 0:
+            raise JobError(f"--{name.replace('_', '-')} is {getattr(a, name)}; it must be above 0")
+    if not 0 <= a.decay <= 1:
+        raise JobError(f"--decay is {a.decay}; it is a share of the budget, 0 to 1")
+    for name in ("warmup", "aux_k", "clip_norm", "seed"):
+        if getattr(a, name) < 0:
+            raise JobError(f"--{name.replace('_', '-')} is {getattr(a, name)}; it must not be negative")
+    loss = Loss(k=a.k, l1=a.l1, l0_weight=a.l0_weight, bandwidth=a.bandwidth, aux_k=a.aux_k, prefixes=tuple(a.prefixes))
+    budget = Budget(minutes=a.minutes) if a.minutes else Budget(steps=a.steps or 10_000)
+    return Settings(
+        architecture=a.architecture, d_sae=d_sae, loss=loss, budget=budget, batch=a.batch, rate=a.lr, warmup=a.warmup,
+        decay=a.decay, clip_norm=a.clip_norm, dead_after=a.dead_after, bf16=a.bf16, kernels=a.kernels, seed=a.seed,
+    )  # fmt: skip
+
+
+def _train(corpus: EmbeddingCorpus, arguments: argparse.Namespace) -> None:
+    settings = settings_of(arguments, corpus.embed_dim)
+    if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
+        raise JobError(f"--device {arguments.device}: this machine has no CUDA GPU; give --device cpu")
+    trainer = Trainer(corpus, arguments.out, settings, arguments.device)
+    print(
+        f"{settings.architecture} {corpus.embed_dim} x {settings.d_sae} on {len(corpus)} rows, "
+        f"{'sparse' if settings.sparse else 'dense'} kernels, from step {trainer.step}",
+        flush=True,
+    )
+    # What a killed run logged after its checkpoint is logged again.
+    with SummaryWriter(os.fspath(arguments.out / "tensorboard"), purge_step=trainer.step) as board:
+
+        def watch(step: int, losses: Losses, figures: dict[str, float]) -> None:
+            if step % arguments.log_every and trainer.progress < 1.0:
+                return
+            shown = {
+                "loss": losses.total.item(), "explained_variance": 1 - float(losses.unexplained), "l0": losses.l0,
+                "aux_loss": float(losses.auxiliary), "dead_share": figures["dead"], "rate": figures["rate"],
+                "grad_norm": figures["grad_norm"],
+            }  # fmt: skip
+            for name, value in shown.items():
+                board.add_scalar(f"train/{name}", value, step)
+            print(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
+
+        trainer.train(arguments.checkpoint_minutes, watch)
+        _leave(trainer, corpus, arguments, board)
+
+
+def _leave(trainer: Trainer, corpus: EmbeddingCorpus, arguments: argparse.Namespace, board: Any) -> None:
+    settings, k = trainer.settings, trainer.settings.loss.k
+    measured = outputs.measure(trainer.model, corpus, trainer.scale, k, arguments.statistics_rows)
+    metadata = {
+        "trained_as": settings.architecture, "encoder_revision": corpus.encoder_revision, "corpus": corpus.card.name,
+        "figures": measured.figures,
+    }  # fmt: skip
+    outputs.save(
+        trainer.model, arguments.out, trainer.scale, k, getattr(torch, arguments.dtype), measured, metadata
+    )  # fmt: skip
+    report = {
+        "settings": flat(settings), "seed": settings.seed, "corpus": dataclasses.asdict(corpus.card) | {"shards": None},
+        "rows": len(corpus), "encoder_revision": corpus.encoder_revision, "steps": trainer.step,
+        "seconds": round(trainer.elapsed, 1), "kernels": "sparse" if settings.sparse else "dense",
+        "scale": trainer.scale, "figures": measured.figures,
+    }  # fmt: skip
+    report["corpus"].pop("shards")
+    outputs.write_json(arguments.out / "training.json", report)
+    for name, value in measured.figures.items():
+        board.add_scalar(f"final/{name}", value, trainer.step)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in measured.figures.items())
+    print(f"{arguments.out}: {shown}")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    shares = tuple(float(part) for part in text.split(","))
+    if not shares or shares[-1] != 1 or list(shares) != sorted(set(shares)) or shares[0] <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: shares must rise from above 0 to 1")
+    return shares
