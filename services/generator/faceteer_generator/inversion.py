@@ -5,8 +5,10 @@ Knows nothing of requests, queues or event loops: each :meth:`Inversion.advance`
 A DDIM step is y = A x + B m(x, t) with the coefficients of :func:`linear_step`; to invert it is to solve for x, the
 noisier of the two. The usual inversion takes m(y, t) for m(x, t) (Song et al., Denoising Diffusion Implicit Models,
 2021, section 4.3), which is off by what the model changes over a step, and the errors add up. x is a fixed point of
-x -> (y - B m(x, t)) / A, so the same formula again with the x just found comes closer each time (Pan et al., AIDI,
-2023; Garibi et al., ReNoise, 2024).
+g(x) = (y - B m(x, t)) / A, so the same formula again with the x just found comes closer each time (Pan et al., AIDI,
+2023; Garibi et al., ReNoise, 2024). Anderson mixing of the last few iterates (Walker and Ni, 2011) gets there in fewer
+of them, and of all iterates the one with the smallest residual is kept, for a large step of a wild model need not
+converge.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from faceteer_generator.requests import Drawing
 # Prediction types whose steps can be inverted.
 INVERTIBLE = ("epsilon", "v_prediction")
 # Fixed-point iterations a step at most, and the relative change at which a step counts as solved.
-MOST_ITERATIONS = 8
+MOST_ITERATIONS = 12
 TOLERANCE = 1e-4
+# Differences of iterates that are mixed.
+_DEPTH = 3
 
 
 class InversionFailed(Exception):
@@ -66,7 +70,10 @@ class Inversion:
         self._iteration = 0
         # In float32 whatever the models' precision: rounding would add up over the steps.
         self._cleaner = latents.float()
-        self._noisier = self._cleaner
+        self._guess = self._cleaner
+        self._best = (float("inf"), self._cleaner)
+        self._guesses: list[torch.Tensor] = []
+        self._residuals: list[torch.Tensor] = []
         self.calls = 0
 
     @property
@@ -77,7 +84,7 @@ class Inversion:
     @property
     def noise(self) -> np.ndarray:
         """What has been found so far, float32 [c, h, w]."""
-        return np.asarray(self._noisier[0].cpu().numpy(), dtype=np.float32)
+        return np.asarray(self._cleaner[0].cpu().numpy(), dtype=np.float32)
 
     @torch.inference_mode()
     def advance(self) -> None:
@@ -92,18 +99,42 @@ class Inversion:
         solution = (self._cleaner - b * output) / a
         self.calls += 1
         self._iteration += 1
-        change = float((solution - self._noisier).norm() / solution.norm().clamp_min(1e-12))
-        self._noisier = solution
+        residual = solution - self._guess
+        change = float(residual.norm() / solution.norm().clamp_min(1e-12))
         if not np.isfinite(change):
             raise InversionFailed(f"the latents overflowed at step {self._step + 1}")
+        if change < self._best[0]:
+            self._best = (change, solution)
         if self._iteration >= self._iterations or change < self._tolerance:
-            self._cleaner = self._noisier
-            self._step -= 1
-            self._iteration = 0
+            self._next_step()
+        else:
+            self._guess = self._mixed(solution, residual)
+
+    def _next_step(self) -> None:
+        self._cleaner = self._guess = self._best[1]
+        self._best = (float("inf"), self._cleaner)
+        self._guesses, self._residuals = [], []
+        self._step -= 1
+        self._iteration = 0
+
+    def _mixed(self, solution: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The next guess: the combination of the last ones whose residual, were g linear, would be smallest."""
+        self._guesses = [*self._guesses, self._guess.flatten()][-_DEPTH - 1 :]
+        self._residuals = [*self._residuals, residual.flatten()][-_DEPTH - 1 :]
+        if len(self._guesses) == 1:
+            return solution
+        steps = torch.stack(self._guesses, dim=1).diff(dim=1)
+        changes = torch.stack(self._residuals, dim=1).diff(dim=1)
+        # Normal equations: three columns, and a little on the diagonal for those that are nearly parallel.
+        gram = changes.T @ changes
+        gram += 1e-10 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+        shares = torch.linalg.lstsq(gram.cpu(), (changes.T @ self._residuals[-1])[:, None].cpu()).solution
+        mixed = solution.flatten() - ((steps + changes) @ shares.to(steps.device))[:, 0]
+        return mixed.view_as(solution)
 
     def _predict(self) -> torch.Tensor:
         rows = len(self._conditions)
-        latents = self._noisier.to(self._decoder.dtype).expand(rows, -1, -1, -1)
+        latents = self._guess.to(self._decoder.dtype).expand(rows, -1, -1, -1)
         timesteps = self._timesteps[self._step].expand(rows)
         output = self._decoder.predict(latents, timesteps, self._conditions)[:, : latents.shape[1]].float()
         if rows == 1:

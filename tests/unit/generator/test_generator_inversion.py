@@ -78,9 +78,9 @@ def test_the_noise_of_a_postcard_draws_it_again_and_iterations_improve_it(postca
     with Image.open(POSTCARDS / "examples" / "boat-day.png") as image:
         pixels = np.array(image.convert("RGB").resize((64, 64)))
     (embeds,) = encoder.encode_images([pixels])
-    asked = drawing(0, embeds=embeds, steps=25, guidance_scale=guidance, start=ImageStart.of(pixels))
+    asked = drawing(0, embeds=embeds, steps=15, guidance_scale=guidance, start=ImageStart.of(pixels))
     once, often = inverted(postcards, asked, 1), inverted(postcards, asked, 8)
-    assert once.calls == 25 < often.calls <= 200
+    assert once.calls == 15 < often.calls <= 120
     errors = error_of(postcards, asked, once), error_of(postcards, asked, often)
     assert errors[1] < 0.01
     assert errors[1] < errors[0] / 4
@@ -90,9 +90,13 @@ def test_a_published_layout_is_inverted_though_its_scheduler_clips(tmp_path: Pat
     decoder = load_decoder(write_small_kandinsky(tmp_path / "generator"))
     assert isinstance(decoder, KandinskyDecoder)
     assert decoder.scheduler_config["clip_sample"]
+    # Random weights change their mind over a step as no trained ones do.
+    decoder.unet.conv_out.weight.mul_(0.1)
     denoiser = Denoiser(decoder)
-    asked = drawing(2, steps=6, guidance_scale=1.0, start=ImageStart.of(np.array(picture(3, 64))))
-    assert error_of(denoiser, asked, inverted(denoiser, asked, 8)) < 1e-3
+    asked = drawing(2, steps=20, guidance_scale=1.0, start=ImageStart.of(np.array(picture(3, 64))))
+    errors = [error_of(denoiser, asked, inverted(denoiser, asked, iterations)) for iterations in (1, 8)]
+    assert errors[1] < 0.1
+    assert errors[1] < errors[0] / 5
 
 
 def tensor(array: np.ndarray) -> tensor_pb2.Tensor:
@@ -126,19 +130,21 @@ def pixels_of(image: Any) -> np.ndarray:
 
 async def test_noise_is_found_once_cached_and_draws_the_picture_again(serve: Any, decoder: KandinskyDecoder) -> None:
     serving = await serve()
-    answers = await asyncio.gather(*(serving.stub.InvertImage(invert()) for _ in range(3)))
+    answers = await asyncio.gather(*(serving.stub.InvertImage(invert(steps=12)) for _ in range(3)))
     assert len({answer.noise_id for answer in answers}) == 1
     answer = answers[0]
     assert list(answer.noise.shape) == [4, 16, 16]
     assert answer.execution.compute_us > 0
     assert not answer.execution.cached
-    again = await serving.stub.InvertImage(invert())
+    again = await serving.stub.InvertImage(invert(steps=12))
     assert again.execution.cached
     assert again.noise == answer.noise
     for change in ({"guidance_scale": 2.0}, {"steps": 5}, {"width": 128}):
         other = await serving.stub.InvertImage(invert(**change))
         assert other.noise_id != answer.noise_id
-    drawn = await images(serving, generate(generator_pb2.GenerationStart(noise_id=answer.noise_id), seeds=[5, 6]))
+    drawn = await images(
+        serving, generate(generator_pb2.GenerationStart(noise_id=answer.noise_id), seeds=[5, 6], steps=12)
+    )
     assert [image.seed for image in drawn] == [5, 6]
     assert drawn[0].data == drawn[1].data
     denoiser = Denoiser(decoder)
@@ -149,16 +155,16 @@ async def test_noise_is_found_once_cached_and_draws_the_picture_again(serve: Any
 async def test_a_picture_goes_on_being_drawn_while_another_is_inverted(serve: Any) -> None:
     serving = await serve()
     drawing_call = serving.stub.Generate(
-        generator_pb2.GenerateRequest(input=SOURCE, settings=generator_pb2.GenerationSettings(steps=60, seeds=[1]))
+        generator_pb2.GenerateRequest(input=SOURCE, settings=generator_pb2.GenerationSettings(steps=40, seeds=[1]))
     )
-    inversion = asyncio.ensure_future(serving.stub.InvertImage(invert(steps=60)))
+    inversion = asyncio.ensure_future(serving.stub.InvertImage(invert(steps=40)))
     steps_before = 0
     async for event in drawing_call:
         if event.WhichOneof("event") == "progress" and not inversion.done():
             steps_before += 1
     assert (await inversion).noise_id
-    # Neither waits for the other to end: 60 steps and at least 60 calls take turns.
-    assert steps_before > 20
+    # Neither waits for the other to end: 40 steps and at least 40 calls take turns.
+    assert steps_before > 15
 
 
 async def test_an_image_start_comes_cached_and_by_its_own_strength(serve: Any) -> None:

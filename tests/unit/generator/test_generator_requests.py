@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from faceteer_generator.events import Finished, Image, Mailbox, Preview, Progress, Queued, Started
-from faceteer_generator.pictures import encode_picture
-from faceteer_generator.requests import Limits, image_key
+from faceteer_generator.pictures import encode_picture, read_picture
+from faceteer_generator.requests import ImageStart, Limits, NoiseStart, image_key, noise_id, noise_key
 from faceteer_generator.settings import GeneratorSettings
 from faceteer_runtime.bundle import BundleError, BundlePart
-from faceteer_runtime.errors import InvalidField
+from faceteer_runtime.errors import ImageTooLarge, InvalidField
+from tiny_bundle import picture, picture_bytes
 from unit.generator.generator_drawings import drawing, embeds_of
 
 FACTS = {"sizes": [[64, 64], [128, 64]], "steps": 25, "guidance_scale": 2.0, "scheduler": "ddim"}
@@ -92,8 +95,8 @@ async def test_a_mailbox_keeps_the_latest_progress_every_picture_and_the_order()
         box.put(Preview(0, step, b"rough"))
         assert len(box) <= 5
     pictures = [Image(index, 7, b"file", 64, 64, cached=False) for index in range(3)]
-    for picture in pictures:
-        box.put(picture)
+    for image in pictures:
+        box.put(image)
     box.put(Finished(False, 1, 2, 3))
     read = [event async for event in box.read()]
     assert read[:2] == [Queued(0), Started()]
@@ -135,3 +138,101 @@ def test_settings_come_from_flags_and_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FACETEER_GENERATOR_MAX_QUEUE", "5")
     settings = GeneratorSettings.parse(["--generator-max-batch", "3"])
     assert (settings.generator_max_batch, settings.generator_max_queue, settings.generator_dtype) == (3, 5, "auto")
+
+
+def test_other_sizes_are_served_by_the_bundles_rule() -> None:
+    limits = Limits.of_bundle(part(size_multiple=64, max_pixels=1024 * 1024), max_steps=200, max_seeds=4)
+    for width, height in ((512, 512), (768, 512), (64, 16384), (1024, 1024), (128, 64)):
+        settled = limits.settle(width=width, height=height)
+        assert (settled.width, settled.height) == (width, height)
+    for width, height in ((1088, 1024), (512, 500), (32, 64), (64, 16448), (2**32 - 64, 64)):
+        with pytest.raises(InvalidField, match="multiples of 64 up to 1048576 pixels in all"):
+            limits.settle(width=width, height=height)
+    with pytest.raises(InvalidField, match=r"sizes are 64 x 64, 128 x 64$"):
+        LIMITS.settle(width=192)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size_multiple": 64}, {"max_pixels": 4096}, {"size_multiple": 64, "max_pixels": 4000}, {"size_multiple": "a"}],
+    ids=str,
+)
+def test_a_size_rule_that_makes_no_sense_is_refused_with_the_bundle(changes: dict[str, Any]) -> None:
+    with pytest.raises(BundleError):
+        Limits.of_bundle(part(**changes), max_steps=200, max_seeds=4)
+
+
+def test_what_a_picture_starts_from_is_in_its_key() -> None:
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    other = pixels.copy()
+    other[5, 5] = 1
+    noise = np.zeros((4, 16, 16), dtype=np.float32)
+    starts = [
+        None,
+        ImageStart.of(pixels, 0.7),
+        ImageStart.of(pixels, 0.4),
+        ImageStart.of(other, 0.7),
+        NoiseStart(noise, "r-1"),
+        NoiseStart(noise, "r-2"),
+    ]
+    keys = {image_key("r", "cpu/float32", drawing(1, steps=10, start=start), "png", 0) for start in starts}
+    assert len(keys) == len(starts)
+    same = [image_key("r", "cpu/float32", drawing(1, seed=s, start=starts[4]), "png", 0) for s in (1, 2)]
+    assert same[0] == same[1]
+    # A square and a strip of the same bytes are two pictures.
+    assert ImageStart.of(pixels).digest != ImageStart.of(pixels.reshape(32, 128, 3)).digest
+
+
+@pytest.mark.parametrize(("steps", "strength", "runs"), [(10, 0.7, 7), (10, 0.01, 1), (10, 1.0, 10), (50, 0.29, 14)])
+def test_the_share_of_steps_that_run_is_rounded_down_and_never_none(steps: int, strength: float, runs: int) -> None:
+    start = ImageStart.of(np.zeros((64, 64, 3), dtype=np.uint8), float(np.float32(strength)))
+    assert drawing(1, steps=steps, start=start).run_steps == runs
+
+
+def test_everything_that_changes_noise_changes_its_name() -> None:
+    start = ImageStart.of(np.zeros((64, 64, 3), dtype=np.uint8))
+    base = drawing(1, start=start)
+    changes: list[dict[str, Any]] = [
+        {"start": ImageStart.of(np.ones((64, 64, 3), dtype=np.uint8))},
+        {"embeds": embeds_of(2)},
+        {"negative": embeds_of(2)},
+        {"width": 128},
+        {"steps": 5},
+        {"guidance_scale": 2.5},
+    ]
+    names = {noise_id("r", "cpu/float32", dataclasses.replace(base, **change)) for change in changes}
+    names |= {noise_id(*where, base) for where in (("r", "cpu/float32"), ("s", "cpu/float32"), ("r", "cpu/float16"))}
+    assert len(names) == len(changes) + 3
+    assert noise_id("r", "cpu/float32", dataclasses.replace(base, seed=9)) in names
+    assert noise_key(noise_id("r", "cpu/float32", base)).startswith("faceteer:1:noise:r:")
+    assert noise_key("made up").startswith("faceteer:1:noise:none:")
+
+
+def test_a_picture_is_scaled_to_cover_and_cropped_around_its_middle() -> None:
+    wide = PIL.Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 100))
+    buffer = io.BytesIO()
+    wide.save(buffer, "PNG")
+    pixels = read_picture(buffer.getvalue(), 64, 64, field="image", max_bytes=10_000, max_pixels=30_000)
+    assert pixels.shape == (64, 64, 3)
+    # Resampling smears the edges a little.
+    assert np.abs(pixels[:, 4:-4].astype(int) - (0, 0, 255)).max() <= 8
+    clear = PIL.Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    buffer = io.BytesIO()
+    clear.save(buffer, "WEBP", lossless=True)
+    assert (read_picture(buffer.getvalue(), 64, 64, field="image", max_bytes=10_000, max_pixels=4096) == 255).all()
+    with pytest.raises(ImageTooLarge):
+        read_picture(buffer.getvalue(), 64, 64, field="image", max_bytes=10_000, max_pixels=4095)
+
+
+def test_a_picture_of_the_right_size_is_read_as_it_is() -> None:
+    original = np.asarray(picture(3))
+    data = picture_bytes(3)
+    assert np.array_equal(read_picture(data, 64, 64, field="image", max_bytes=10**6, max_pixels=4096), original)
+    turned = picture(3)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    upright = read_picture(buffer.getvalue(), 64, 64, field="image", max_bytes=10**6, max_pixels=4096)
+    assert np.array_equal(upright, np.rot90(original, -1))

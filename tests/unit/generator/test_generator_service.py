@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from faceteer.v1 import generator_pb2, tensor_pb2
+from faceteer_runtime.bundle import seal
 from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
 from PIL import Image
 from rpc_errors import read_error
@@ -100,6 +104,20 @@ async def test_get_generator_publishes_defaults_and_limits(serve: Any) -> None:
     assert (answer.max_steps, answer.max_seeds, answer.max_batch, answer.has_prior) == (200, 3, 5, False)
     assert (answer.defaults.steps, answer.defaults.guidance_scale) == (4, 2.0)
     assert len(answer.schedulers) == 4
+    assert (answer.kind, answer.reads_images) == ("kandinsky-2-2", True)
+    assert (answer.size_multiple, answer.max_pixels) == (0, 0)
+
+
+async def test_a_size_rule_is_published_and_served(serve: Any, generator_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(generator_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["parts"]["generator"] |= {"size_multiple": 32, "max_pixels": 128 * 128}
+    seal(bundle, manifest)
+    serving = await serve(bundle=bundle)
+    answer = await serving.stub.GetGenerator(generator_pb2.GetGeneratorRequest())
+    assert (answer.size_multiple, answer.max_pixels) == (32, 16384)
+    (image,) = images(await events(serving, request(1, width=96, height=160)))
+    assert (image.width, image.height) == (96, 160)
 
 
 async def test_a_picture_drawn_before_comes_from_the_cache_and_no_model_runs(serve: Any) -> None:
