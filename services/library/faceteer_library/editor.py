@@ -87,6 +87,11 @@ class LibraryEditor:
         rows = self._connection.execute(query, (index, selection))
         return [ExampleRow(*row[:4], quantiles=(row[4], row[5])) for row in rows]
 
+    def icon_of(self, index: int) -> tuple[bytes, list[float]] | None:
+        """A feature's icon and the SCALED strengths in it, or None."""
+        row = self._connection.execute("SELECT webp, strengths FROM icons WHERE feature = ?", (index,)).fetchone()
+        return None if row is None else (row[0], np.frombuffer(row[1], "<f4").tolist())
+
     def icon_keys(self) -> dict[int, str]:
         """The content address of every icon that is there, by feature."""
         return dict(self._connection.execute("SELECT feature, key FROM icons"))
@@ -135,6 +140,13 @@ class LibraryEditor:
         self._connection.execute("DELETE FROM words WHERE rowid = ?", (index,))
         if label:
             self._connection.execute("INSERT INTO words (rowid, label) VALUES (?, ?)", (index, label))
+
+    def detection(self, index: int, auc: float | None, balanced_accuracy: float | None) -> None:
+        """Records how well a feature's label predicts where it fires; None for not measured."""
+        self._connection.execute(
+            "UPDATE features SET detection_score = ?, detection_balanced_accuracy = ? WHERE feature = ?",
+            (auc, balanced_accuracy, index),
+        )
 
     def causal_score(self, index: int, score: float | None) -> None:
         """Records how much more what a feature causes looks like its label."""

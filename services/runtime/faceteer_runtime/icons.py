@@ -22,8 +22,7 @@ from faceteer_runtime.cache_keys import IMAGE, cache_key, content_hash
 
 STRENGTHS = (0.5, 1.0, 1.5)
 SEED = 1
-# As the work that this continues drew its icons; a bundle whose own defaults are lower is drawn with those.
-STEPS, GUIDANCE = 12, 4.0
+_STEPS, _GUIDANCE = 12, 4.0
 # The fact in a library's meta, and in ICON_NOT_MADE's metadata: the template's embedding, packed by `pack_template`.
 TEMPLATE = "icon_template"
 _GAP = 2
@@ -61,6 +60,12 @@ def icon_key(
     )
 
 
+def icon_drawing(default_steps: int, default_guidance: float) -> tuple[int, float]:
+    """Steps and guidance of an icon's pictures: 12 and 4, as the work that this continues drew its icons, or the
+    bundle's own defaults where those are lower."""
+    return min(_STEPS, default_steps), min(_GUIDANCE, default_guidance)
+
+
 def icon_strip(pictures: Sequence[Image.Image]) -> bytes:
     """The pictures side by side, template first, as a WebP file; larger ones are scaled down to 256 pixels' height."""
     height = min(_LARGEST, max(picture.height for picture in pictures))
@@ -79,6 +84,14 @@ def icon_strip(pictures: Sequence[Image.Image]) -> bytes:
     buffer = io.BytesIO()
     strip.save(buffer, "WEBP", quality=90, method=4)
     return buffer.getvalue()
+
+
+def icon_pictures(strip: bytes, count: int) -> list[Image.Image]:
+    """The ``count`` pictures of a strip, template first."""
+    whole = Image.open(io.BytesIO(strip)).convert("RGB")
+    width = (whole.width - _GAP * (count - 1)) / count
+    lefts = [round(place * (width + _GAP)) for place in range(count)]
+    return [whole.crop((left, 0, left + round(width), whole.height)) for left in lefts]
 
 
 def pack_template(embeds: np.ndarray) -> str:

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from faceteer_runtime.icons import STRENGTHS, icon_key, icon_strip, pack_template, unpack_template
+from faceteer_runtime.icons import STRENGTHS, icon_key, icon_pictures, icon_strip, pack_template, unpack_template
 from PIL import Image
 
 TEMPLATE = np.linspace(-2, 2, 8, dtype=np.float32)
@@ -37,6 +37,15 @@ def test_a_strip_shows_the_pictures_from_left_to_right() -> None:
     for at, colour in enumerate(colours):
         pixel = np.array(strip.convert("RGB").getpixel((20 + 42 * at, 20)))
         assert np.abs(pixel - np.array(Image.new("RGB", (1, 1), colour).getpixel((0, 0)))).max() < 12
+
+
+def test_a_strips_pictures_are_found_again() -> None:
+    colours = ["red", "lime", "blue", "white"]
+    found = icon_pictures(icon_strip([Image.new("RGB", (30, 40), colour) for colour in colours]), 4)
+    for colour, picture in zip(colours, found, strict=True):
+        assert picture.size == (30, 40)
+        expected = np.array(Image.new("RGB", (1, 1), colour).getpixel((0, 0)))
+        assert np.abs(np.array(picture)[4:-4, 4:-4].astype(int) - expected).max() < 12
 
 
 def test_large_pictures_are_scaled_down_and_wide_ones_stay_wide() -> None:

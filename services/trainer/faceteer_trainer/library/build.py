@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
+from faceteer_runtime.icons import TEMPLATE, pack_template
 from faceteer_sae.model import SparseAutoencoder
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
@@ -224,6 +225,7 @@ def write_library(
             )
             if feature % 4096 == 0:
                 report("writing statistics", feature / sae.d_sae)
+        writer.meta(TEMPLATE, pack_template(_plainest(corpus)))
         alive = np.flatnonzero(spread.count)
         for relation, relatives in (
             ("rivals", {feature: others[: settings.relatives] for feature, others in found_rivals.items()}),
@@ -252,6 +254,12 @@ def _write_examples(
             row = ExampleRow(picture.name, example.activation, picture.thumbnail, picture.caption, example.quantiles)
             writer.example(feature, example.selection, example.rank, row)
         report("writing examples", (done + 1) / len(waiting))
+
+
+def _plainest(corpus: EmbeddingCorpus) -> Floats:
+    """The embedding nearest to the mean, of some thousand: what icons start from."""
+    sample = corpus.rows(np.unique(np.linspace(0, len(corpus) - 1, min(len(corpus), 4096)).astype(np.int64)))
+    return np.asarray(sample[np.linalg.norm(sample - sample.mean(0), axis=1).argmin()])
 
 
 def _rows_of(active: Active, rows: Ints) -> Active:

@@ -1,0 +1,1 @@
+"""What features mean, in words, and whether the words are true."""
