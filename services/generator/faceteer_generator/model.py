@@ -56,6 +56,8 @@ def load_decoder(
     target = target_device(device)
     if offload != "none" and target.type == "cpu":
         raise BundleError("FACETEER_GENERATOR_OFFLOAD is for GPUs; on a CPU it must be none")
+    if offload != "none" and compile != "off":
+        raise BundleError("FACETEER_GENERATOR_COMPILE and FACETEER_GENERATOR_OFFLOAD exclude each other; choose one")
     if dtype == "auto":
         precision = torch.float32 if target.type == "cpu" else torch.float16
     else:
