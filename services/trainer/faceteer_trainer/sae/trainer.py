@@ -139,7 +139,7 @@ class Trainer:
         started, before, saved = time.monotonic(), self.elapsed, time.monotonic()
         while self.progress < 1.0 and self.step != stop_after:
             rate = self.settings.learning_rate(self.step, self.progress)
-            losses, norm = self._one(rate)
+            losses, norm = self.one_step(rate)
             self.step += 1
             self.elapsed = before + time.monotonic() - started
             if watch:
@@ -176,7 +176,8 @@ class Trainer:
                 "command again: the checkpoint before it is kept"
             ) from None
 
-    def _one(self, rate: float) -> tuple[Losses, float]:
+    def one_step(self, rate: float) -> tuple[Losses, float]:
+        """Take the step of `self.step`, which the caller counts on; returns its losses and the gradient's norm."""
         settings, model = self.settings, self.model
         x = self.units(self.shuffle.indices(self.step))
         dead = self.silent > settings.dead_after
