@@ -3,8 +3,8 @@
 Knows nothing of features or words. All of a text tower's embeddings point much the same way, so everything is compared
 centred: cos(e_i - m, q - m), m the mean of the labels' embeddings.
 
-Tens of thousands of labels x 1,280 are too much to read for one search. A projection onto the labels' own principal axes
-chooses the candidates, and these are compared exactly.
+Tens of thousands of labels x 1,280 are too much to read for one search. A projection onto the labels' own principal
+axes chooses the candidates, and these are compared exactly.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Meanings:
         embeds: float16 [n, d], each of norm 1, one a label.
 
     Attributes:
-        floor: the least centred cosine that counts. Of two labels taken at random 1 in 1,000 pairs are this close (more in
-            small libraries: 8 labels' worth, at most 1 in 10); whatever is farther from the words says nothing.
+        floor: the least centred cosine that counts. Of two labels taken at random 1 in 1,000 pairs are this close (more
+            in small libraries: 8 labels' worth, at most 1 in 10); whatever is farther from the words says nothing.
     """
 
     def __init__(self, embeds: np.ndarray) -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from faceteer_runtime.errors import InvalidField
 
 _MOST_ITEMS = 2**31 - 1  # total_size is an int32
+# Computed from another field, anew for every page, and so the same but for rounding.
+_DERIVED = ("words_embeds",)
 
 
 class Page(NamedTuple):
@@ -57,4 +59,10 @@ def _digest(request: Any) -> str:
     bare.CopyFrom(request)
     bare.page_token = ""
     bare.page_size = 0
+    for field in _DERIVED:
+        if field in bare.DESCRIPTOR.fields_by_name:
+            bare.ClearField(field)
+    if bare.DESCRIPTOR.fields_by_name.get("activations") is not None and bare.HasField("activations"):
+        # Of a picture's features which they are, not their last digits.
+        del bare.activations.activations[:], bare.activations.scaled[:]
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:16]

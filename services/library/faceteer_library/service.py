@@ -12,6 +12,7 @@ from faceteer.v1 import library_pb2_grpc
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.service import Resources, Service
 
+from faceteer_library.gate import Gate
 from faceteer_library.people import People
 from faceteer_library.servicer import LibraryServicer
 from faceteer_library.settings import LibrarySettings
@@ -38,12 +39,13 @@ def build(resources: Resources) -> Service:
                 f"{part.path}: the library was made for SAE revision {store.meta.get('sae_revision')}, but the bundle "
                 f"has {sae}; build the library again"
             )
-    servicer = LibraryServicer(store, people, part.revision)
+    gate = Gate(settings.gated_classes, settings.access_keys)
+    servicer = LibraryServicer(store, people, gate, revision=part.revision, bundle=resources.bundle.name)
 
     def register(server: grpc.aio.Server) -> None:
         library_pb2_grpc.add_LibraryServiceServicer_to_server(servicer, server)
 
     async def warm_up() -> None:
-        await asyncio.to_thread(store.list, Filter(), "f.feature", 0, 1)
+        await asyncio.to_thread(store.list, Filter(), "label", 0, 1)
 
     return Service(NAME, register, warm_up)

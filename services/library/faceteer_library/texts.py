@@ -1,6 +1,6 @@
 """Distinct texts (labels and other words) and full-text search over them.
 
-Knows nothing of features. Many features share a label, so searching texts instead of features keeps a common word quick.
+Knows nothing of features. Many of them share a label, so searching texts instead of features keeps common words quick.
 """
 
 from __future__ import annotations

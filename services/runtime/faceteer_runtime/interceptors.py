@@ -28,9 +28,11 @@ from faceteer_runtime.request import (
 )
 from faceteer_runtime.status import DETAILS_KEY, error_to_status, status_code
 
-__all__ = ["REQUEST_ID_KEY", "CallInterceptor", "RequestContext", "request_context"]
+__all__ = ["ACCESS_KEY", "REQUEST_ID_KEY", "CallInterceptor", "RequestContext", "request_context"]
 
 REQUEST_ID_KEY = "x-request-id"
+ACCESS_KEY = "x-faceteer-access"
+_LONGEST_ACCESS_KEY = 256
 
 _log = logging.getLogger(__name__)
 # Asked for by load balancers and tools before anything is ready: neither refused nor counted.
@@ -156,14 +158,15 @@ class _Calls:
 
 
 def _begin(method: str, context: Any) -> str:
-    request_id = None
+    request_id, access_key = None, ""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY:
+        if key == REQUEST_ID_KEY and request_id is None:
             request_id = sane_request_id(value)
-            break
+        elif key == ACCESS_KEY and isinstance(value, str) and len(value) <= _LONGEST_ACCESS_KEY:
+            access_key = value
     if request_id is None:
         request_id = new_request_id()
-    enter_request(request_id, method)
+    enter_request(request_id, method, access_key)
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     return request_id
 

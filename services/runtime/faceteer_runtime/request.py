@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # What may stand in a log line and a header without harm.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}\Z")
@@ -21,10 +21,12 @@ class RequestContext:
     Attributes:
         request_id: from the caller's ``x-request-id`` or new; empty outside a request.
         method: full name, "/faceteer.v1.EncoderService/EncodeImages".
+        access_key: the caller's ``x-faceteer-access``; a secret, so it is neither shown nor logged.
     """
 
     request_id: str = ""
     method: str = ""
+    access_key: str = field(default="", repr=False)
 
 
 _NONE = RequestContext()
@@ -36,9 +38,9 @@ def request_context() -> RequestContext:
     return _current.get()
 
 
-def enter_request(request_id: str, method: str) -> RequestContext:
+def enter_request(request_id: str, method: str, access_key: str = "") -> RequestContext:
     """Makes this the task's current request. gRPC runs each call in a task of its own, so nothing is restored."""
-    context = RequestContext(request_id, method)
+    context = RequestContext(request_id, method, access_key)
     _current.set(context)
     return context
 

@@ -1,0 +1,248 @@
+"""All features' figures and names in memory, with people's labels laid over: what lists and searches look at.
+
+Knows nothing of files or gRPC. A catalogue never changes; a person's new label makes a new one (:meth:`with_people`).
+At 163,840 features it takes about 40 MB, and a filter, an order and a count cost a millisecond.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from faceteer_library.gate import Sight
+from faceteer_library.texts import Texts, fold
+
+SOURCES = ("", "automatic", "model", "person")
+_PERSON = SOURCES.index("person")
+FIGURES = (
+    "firing_share",
+    "mean",
+    "p50",
+    "p99",
+    "max",
+    "detection_score",
+    "detection_balanced_accuracy",
+    "causal_score",
+)
+_SCORES = ("detection_score", "detection_balanced_accuracy", "causal_score")
+
+
+class Row(NamedTuple):
+    """One feature as it is shown: a person's label before an automatic one. The scores are the shown label's."""
+
+    index: int
+    label: str
+    source: str
+    firing_share: float
+    mean: float
+    p50: float
+    p99: float
+    max: float
+    detection_score: float | None
+    causal_score: float | None
+    safety_class: str
+    detection_balanced_accuracy: float | None
+    terms: tuple[str, ...]
+
+
+class Terms(NamedTuple):
+    """Other words: those of place i are ``numbers[offsets[i]:offsets[i + 1]]``, best first.
+
+    Attributes:
+        offsets: int64 [n + 1].
+        numbers: int32, numbers of texts.
+    """
+
+    offsets: np.ndarray
+    numbers: np.ndarray
+
+
+class Catalogue:
+    """Features by place (the order of their indices).
+
+    Attributes:
+        indices: int64 [n], ascending.
+        figures: float64 [n] each, by name; NaN for a score that is not known.
+        texts: the library's own texts, and people's labels that are none of these.
+        labels: int32 [n], the number of the shown label's text; people's own come after the library's.
+        sources: int8 [n], places in :data:`SOURCES`.
+        classes: int16 [n], places in ``class_names``.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        figures: Mapping[str, np.ndarray],
+        texts: tuple[Texts, ...],
+        labels: np.ndarray,
+        sources: np.ndarray,
+        terms: Terms,
+        classes: np.ndarray,
+        class_names: Sequence[str],
+        renamed: np.ndarray | None = None,
+    ) -> None:
+        self.indices, self.figures, self.texts = indices, figures, texts
+        self.labels, self.sources, self.terms = labels, sources, terms
+        self.classes, self.class_names = classes, tuple(class_names)
+        self.renamed = np.zeros(0, np.int64) if renamed is None else renamed
+        """Places with a person's label, which stands instead of the automatic one and its other words."""
+        self._orders: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def read(cls, rows: Iterable[Sequence[Any]]) -> Catalogue:
+        """From rows by index: (index, label, source, safety class, terms as JSON, then :data:`FIGURES`)."""
+        rows = list(rows)
+        n = len(rows)
+        numbers: dict[str, int] = {"": 0}
+        labels, sources, classes = np.empty(n, np.int32), np.empty(n, np.int8), np.empty(n, np.int16)
+        class_numbers: dict[str, int] = {"": 0}
+        words: list[int] = []
+        offsets = np.zeros(n + 1, np.int64)
+        for place, (_, label, source, safety_class, terms, *_rest) in enumerate(rows):
+            labels[place] = numbers.setdefault(label, len(numbers))
+            sources[place] = SOURCES.index(source) if label else 0
+            classes[place] = class_numbers.setdefault(safety_class, len(class_numbers))
+            if terms != "[]":
+                words += [numbers.setdefault(term, len(numbers)) for term in json.loads(terms)]
+            offsets[place + 1] = len(words)
+        figures = {
+            name: np.array([row[5 + at] for row in rows], np.float64) for at, name in enumerate(FIGURES)
+        }  # None becomes NaN
+        return cls(
+            np.fromiter((row[0] for row in rows), np.int64, n),
+            figures,
+            (Texts(list(numbers)),),
+            labels,
+            sources,
+            Terms(offsets, np.array(words, np.int32)),
+            classes,
+            list(class_numbers),
+        )
+
+    def with_people(self, people: Mapping[int, str]) -> Catalogue:
+        """The same with people's labels; to be asked of the catalogue without any."""
+        own = self.texts[0]
+        labels, sources = self.labels.copy(), self.sources.copy()
+        figures = dict(self.figures)
+        for name in _SCORES:
+            figures[name] = figures[name].copy()
+        exact = {own.texts[number]: number for label in people.values() for number in own.same(label)}
+        extra: dict[str, int] = {}
+        renamed = []
+        for index, label in people.items():
+            place = self.place(index)
+            if place is None:
+                continue
+            if fold(own.texts[labels[place]]) != fold(label):
+                for name in _SCORES:
+                    # They were measured on the automatic label.
+                    figures[name][place] = np.nan
+            renamed.append(place)
+            sources[place] = _PERSON
+            labels[place] = exact[label] if label in exact else len(own) + extra.setdefault(label, len(extra))
+        return Catalogue(
+            self.indices,
+            figures,
+            (own, Texts(list(extra))) if extra else (own,),
+            labels,
+            sources,
+            self.terms,
+            self.classes,
+            self.class_names,
+            np.array(sorted(renamed), np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def place(self, index: int) -> int | None:
+        """Where the feature ``index`` is; None where there is none."""
+        at = int(np.searchsorted(self.indices, index))
+        return at if at < len(self.indices) and self.indices[at] == index else None
+
+    def text(self, number: int) -> str:
+        """A text by its number."""
+        own = len(self.texts[0])
+        return self.texts[0].texts[number] if number < own else self.texts[1].texts[number - own]
+
+    @property
+    def n_texts(self) -> int:
+        return sum(len(texts) for texts in self.texts)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Words in each text, int32 [texts]."""
+        return np.concatenate([texts.lengths for texts in self.texts])
+
+    def gather(self, found: Callable[[Texts], Sequence[int] | np.ndarray]) -> np.ndarray:
+        """What ``found`` finds in the library's texts and in people's, as numbers; int64."""
+        base, parts = 0, []
+        for texts in self.texts:
+            parts.append(np.asarray(found(texts), np.int64) + base)
+            base += len(texts)
+        return np.concatenate(parts)
+
+    def row(self, place: int) -> Row:
+        """One feature."""
+        figures = {name: float(values[place]) for name, values in self.figures.items()}
+        for name in _SCORES:
+            if figures[name] != figures[name]:
+                figures[name] = None  # type: ignore[assignment]
+        start, end = self.terms.offsets[place : place + 2]
+        return Row(
+            index=int(self.indices[place]),
+            label=self.text(int(self.labels[place])),
+            source=SOURCES[self.sources[place]],
+            safety_class=self.class_names[self.classes[place]],
+            terms=tuple(self.text(int(number)) for number in self.terms.numbers[start:end]),
+            **figures,
+        )
+
+    def seen(self, sight: Sight) -> np.ndarray | None:
+        """Bool [n], the features that a call sees; None for all."""
+        classes = np.array([sight.sees(name) for name in self.class_names])
+        return None if classes.all() else classes[self.classes]
+
+    def sees(self, sight: Sight, place: int) -> bool:
+        """The same for one feature."""
+        return sight.sees(self.class_names[self.classes[place]])
+
+    def order(self, name: str) -> np.ndarray:
+        """All places in an order (see :data:`ORDERS`), ties by index; found once."""
+        order = self._orders.get(name)
+        if order is None:
+            order = self._orders[name] = np.lexsort((np.arange(len(self)), ORDERS[name](self)))
+        return order
+
+    def alphabet(self) -> np.ndarray:
+        """Each text's place in the alphabet, int64 [texts]; the empty text is last."""
+        texts = [text for part in self.texts for text in part.texts]
+        by_name = sorted(range(len(texts)), key=lambda number: (not texts[number], fold(texts[number])))
+        places = np.empty(len(texts), np.int64)
+        # Texts that differ in case only share a place.
+        same = [at > 0 and fold(texts[number]) == fold(texts[by_name[at - 1]]) for at, number in enumerate(by_name)]
+        places[by_name] = np.cumsum(~np.array(same, bool))
+        return places
+
+
+def _descending(name: str) -> Callable[[Catalogue], np.ndarray]:
+    # NaN sorts last either way.
+    return lambda catalogue: -catalogue.figures[name]
+
+
+ORDERS: Mapping[str, Callable[[Catalogue], np.ndarray]] = {
+    "index": lambda catalogue: catalogue.indices,
+    "firing_share": _descending("firing_share"),
+    "detection_score": _descending("detection_score"),
+    "causal_score": _descending("causal_score"),
+    "max": _descending("max"),
+    "label": lambda catalogue: catalogue.alphabet()[catalogue.labels],
+    "score_disagreement": lambda catalogue: (
+        -np.abs(catalogue.figures["detection_score"] - catalogue.figures["causal_score"])
+    ),
+}
+"""What to sort by, ascending; missing scores last."""

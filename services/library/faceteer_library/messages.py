@@ -1,0 +1,113 @@
+"""The contract's messages to the store's questions, and its rows to messages.
+
+Knows nothing of calls or SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from faceteer.v1 import library_pb2, tensor_pb2
+from faceteer_runtime.errors import InvalidField
+
+from faceteer_library.catalogue import Row
+from faceteer_library.filters import Filter
+
+SOURCES = {
+    "": library_pb2.LABEL_SOURCE_UNSPECIFIED,
+    "automatic": library_pb2.LABEL_SOURCE_AUTOMATIC,
+    "model": library_pb2.LABEL_SOURCE_MODEL,
+    "person": library_pb2.LABEL_SOURCE_PERSON,
+}
+ORDERS = {
+    library_pb2.FEATURE_ORDER_UNSPECIFIED: "index",
+    library_pb2.FEATURE_ORDER_FIRING_SHARE_DESC: "firing_share",
+    library_pb2.FEATURE_ORDER_DETECTION_SCORE_DESC: "detection_score",
+    library_pb2.FEATURE_ORDER_MAX_ACTIVATION_DESC: "max",
+    library_pb2.FEATURE_ORDER_LABEL: "label",
+    library_pb2.FEATURE_ORDER_CAUSAL_SCORE_DESC: "causal_score",
+    library_pb2.FEATURE_ORDER_SCORE_DISAGREEMENT_DESC: "score_disagreement",
+}
+SELECTIONS = {
+    library_pb2.EXAMPLE_SELECTION_UNSPECIFIED: "strongest",
+    library_pb2.EXAMPLE_SELECTION_STRONGEST: "strongest",
+    library_pb2.EXAMPLE_SELECTION_QUANTILES: "quantiles",
+}
+_BOUNDS = (
+    "min_firing_share",
+    "max_firing_share",
+    "min_detection_score",
+    "max_detection_score",
+    "min_causal_score",
+    "max_causal_score",
+)
+
+
+def to_filter(wanted: library_pb2.FeatureFilter) -> Filter:
+    """The filter, without its safety classes.
+
+    Raises:
+        InvalidField: a bound that is no number, or a label source that is not in the contract.
+    """
+    fields: dict[str, Any] = {
+        name: getattr(wanted, name)
+        for name in ("alive", "labelled", "scores_disagree", *_BOUNDS)
+        if wanted.HasField(name)  # type: ignore[arg-type]
+    }
+    for name in _BOUNDS:
+        if fields.get(name, 0.0) != fields.get(name, 0.0):
+            raise InvalidField(f"filter.{name}", "must be a number")
+    names = {number: name for name, number in SOURCES.items()}
+    for at, source in enumerate(wanted.label_sources):
+        if source not in names:
+            raise InvalidField(f"filter.label_sources[{at}]", f"{source} is not a label source of the contract")
+    return Filter(**fields, sources=tuple(names[source] for source in wanted.label_sources))
+
+
+def to_activations(features: tensor_pb2.SparseFeatures) -> tuple[np.ndarray, np.ndarray]:
+    """(indices int64 [k], activations float32 [k]).
+
+    Raises:
+        InvalidField: lists of different lengths, an index twice, a negative or infinite activation.
+    """
+    indices = np.array(features.indices, np.int64)
+    activations = np.array(features.activations, np.float32)
+    if len(indices) != len(activations):
+        raise InvalidField(
+            "activations.activations", f"must be {len(indices)} values, one an index, not {len(activations)}"
+        )
+    for at in np.flatnonzero(~(np.isfinite(activations) & (activations >= 0)))[:1]:
+        raise InvalidField(
+            f"activations.activations[{at}]", f"must be finite and not negative, not {activations[at]:g}"
+        )
+    first = np.unique(indices, return_index=True)[1]
+    for at in np.setdiff1d(np.arange(len(indices)), first)[:1]:
+        raise InvalidField(f"activations.indices[{at}]", f"names feature {indices[at]} a second time")
+    return indices, activations
+
+
+def to_feature(row: Row) -> library_pb2.Feature:
+    """A feature as the contract has it."""
+    return library_pb2.Feature(
+        index=row.index,
+        label=row.label,
+        label_source=SOURCES[row.source],
+        alive=row.firing_share > 0,
+        firing_share=row.firing_share,
+        mean_activation=row.mean,
+        p50=row.p50,
+        p99=row.p99,
+        max_activation=row.max,
+        detection_score=row.detection_score,
+        detection_balanced_accuracy=row.detection_balanced_accuracy,
+        causal_score=row.causal_score,
+        safety_class=row.safety_class,
+        terms=row.terms,
+    )
+
+
+def to_related(rows: Iterable[Sequence[Any]]) -> list[library_pb2.RelatedFeature]:
+    """(index, label, score) as the contract has it."""
+    return [library_pb2.RelatedFeature(index=index, label=label, score=score) for index, label, score in rows]
