@@ -20,8 +20,9 @@ from faceteer_runtime.bundle import BundleError
 from safetensors import safe_open
 
 STEM = "diffusion_pytorch_model"
-# A step needs room beside the weights: measured at full size, a quarter of the UNet's own bytes at 512 pixels.
-HEADROOM = 1.25
+# Room beside the weights, measured at full size in bfloat16 at 512 pixels: 2.5 GiB of weights, 3.6 GiB at the largest
+# moment, which is MoVQ's decoding (benchmarks/full_size_generator.py).
+HEADROOM = 1.45
 _LARGEST_HEADER = 100 << 20
 # What attention blocks called their tensors until diffusers 0.17; the published MoVQ may still do so.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -159,14 +160,14 @@ def ensure_room(what: str, needed: int, device: torch.device, *, available: int 
         available: bytes; by default what the machine has to spare now.
 
     Raises:
-        BundleError: the weights and a step beside them do not fit.
+        BundleError: the weights and the work beside them do not fit.
     """
     wanted = int(needed * HEADROOM)
     spare = available_bytes(device) if available is None else available
     if wanted > spare:
         where = "this machine has" if device.type == "cpu" else f"{device} has"
         raise BundleError(
-            f"{what}: needs {_gib(wanted)} of memory ({_gib(needed)} of weights and room for a step), but {where}"
+            f"{what}: needs {_gib(wanted)} of memory ({_gib(needed)} of weights and room to work), but {where}"
             f" {_gib(spare)} to spare; use a smaller FACETEER_GENERATOR_DTYPE"
             + ("" if device.type == "cpu" else ", or FACETEER_GENERATOR_OFFLOAD=model or sequential")
             + ", or free memory"
