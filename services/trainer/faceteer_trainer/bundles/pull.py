@@ -77,7 +77,11 @@ def pull(
                 )
             done[wanted.path] = _check(out / wanted.path, wanted)
             _write_state(out, done)
-    made = complete(out, recipe, published)
+    exact = {
+        path: found._replace(sha256=done[path], size=found.size or (out / path).stat().st_size)
+        for path, found in published.items()
+    }
+    made = complete(out, recipe, exact)
     shutil.rmtree(out / "sources", ignore_errors=True)
     (out / STATE).unlink(missing_ok=True)
     return made
