@@ -129,7 +129,7 @@ class Inversion:
         gram = changes.T @ changes
         gram += 1e-10 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
         shares = torch.linalg.lstsq(gram.cpu(), (changes.T @ self._residuals[-1])[:, None].cpu()).solution
-        mixed = solution.flatten() - ((steps + changes) @ shares.to(steps.device))[:, 0]
+        mixed: torch.Tensor = solution.flatten() - ((steps + changes) @ shares.to(steps.device))[:, 0]
         return mixed.view_as(solution)
 
     def _predict(self) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,19 @@ from diffusers import UNet2DConditionModel, VQModel
 from faceteer_runtime.bundle import BundleError
 from safetensors.torch import load_file
 
-from faceteer_generator.checkpoint import StoredTensor, check_against, ensure_room, fill, stored_tensors, weights_bytes
+from faceteer_generator.checkpoint import (
+    StoredTensor,
+    check_against,
+    ensure_room,
+    fill,
+    read_header,
+    stored_tensors,
+    weights_bytes,
+)
 from faceteer_generator.decoder import Decoder
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.placement import offload_between
-from faceteer_generator.sdxl import SdxlDecoder, empty_prompt_embeds, join_ip_adapter
+from faceteer_generator.sdxl import ADAPTER, SdxlDecoder, empty_prompt_embeds, join_ip_adapter
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 KINDS = (KandinskyDecoder.kind, SdxlDecoder.kind)
@@ -126,12 +135,13 @@ def _sdxl(directory: Path, device: torch.device, dtype: torch.dtype, offload: Of
     empty_prompt = empty_prompt_embeds(directory, unet.config)
     # SDXL's own autoencoder overflows in half precision, and says so in its configuration.
     vae_dtype = torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
-    _fill_parts(directory, parts, device, {"unet": dtype, "vae": vae_dtype}, "none")
+    adapter = sum(math.prod(shape) for shape in read_header(directory / ADAPTER).values()) * dtype.itemsize
+    # The adapter joins the whole UNet where it is loaded; only then may it be moved about.
+    home = device if offload == "none" else torch.device("cpu")
+    _fill_parts(directory, parts, home, {"unet": dtype, "vae": vae_dtype}, "none", beside=adapter)
     join_ip_adapter(unet, directory)
-    unet.to(device, dtype)
+    unet.to(home, dtype)
     if offload != "none":
-        for model in (unet, vae):
-            model.to("cpu")
         offload_between([unet, vae], device, offload)
     embeds, pooled = (tensor.to(device, dtype) for tensor in empty_prompt)
     return SdxlDecoder(unet, vae, scheduler_config, embeds, pooled, device, dtype)
@@ -161,10 +171,13 @@ def _fill_parts(
     device: torch.device,
     dtypes: Mapping[str, torch.dtype],
     offload: Offload,
+    *,
+    beside: int = 0,
 ) -> None:
+    """Loads weights; ``beside`` are bytes of others that come after."""
     sizes = [weights_bytes(stored.values(), dtypes[name]) for name, (_, stored) in parts.items()]
     home = device if offload == "none" else torch.device("cpu")
-    ensure_room(f"{directory}", sum(sizes), home)
+    ensure_room(f"{directory}", sum(sizes) + beside, home)
     if offload == "model":
         ensure_room(f"{directory}", max(sizes), device)
     for name, (model, stored) in parts.items():

@@ -20,7 +20,7 @@ def offload_between(models: Sequence[Any], device: torch.device, how: Literal["m
         how: "model": one whole model at a time is there; "sequential": one layer at a time, for the smallest GPUs, at
             the price of moving all weights in every call.
     """
-    from accelerate import cpu_offload, cpu_offload_with_hook
+    from accelerate import cpu_offload, cpu_offload_with_hook  # type: ignore[import-untyped]
 
     if how == "sequential":
         for model in models:

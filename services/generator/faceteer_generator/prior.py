@@ -33,6 +33,9 @@ from faceteer_generator.checkpoint import (
 
 DIRECTORY = "prior"
 PARTS = ("prior", "scheduler", "text_encoder", "tokenizer")
+# diffusers' classes come without types.
+_Prior: Any = PriorTransformer
+_Scheduler: Any = UnCLIPScheduler
 # Buffers that older files hold and today's classes make themselves.
 _IGNORED = ("position_ids",)
 
@@ -93,7 +96,7 @@ def inspect_prior(directory: Path) -> dict[str, dict[str, StoredTensor]]:
     try:
         with torch.device("meta"):
             skeletons: dict[str, Any] = {
-                "prior": PriorTransformer.from_config(configs["prior"]),
+                "prior": _Prior.from_config(configs["prior"]),
                 "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig.from_dict(configs["text_encoder"])),
             }
     except Exception as error:
@@ -118,10 +121,12 @@ def load_prior(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
     ensure_room(f"{directory}", sum(weights_bytes(entries.values(), dtype) for entries in stored.values()), device)
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
-        prior = PriorTransformer.from_pretrained(directory / "prior", torch_dtype=dtype, **options)
-        text_encoder = CLIPTextModelWithProjection.from_pretrained(directory / "text_encoder", dtype=dtype, **options)
+        prior = _Prior.from_pretrained(directory / "prior", torch_dtype=dtype, **options)
+        text_encoder: Any = CLIPTextModelWithProjection.from_pretrained(
+            directory / "text_encoder", dtype=dtype, **options
+        )
         tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-        scheduler = UnCLIPScheduler.from_pretrained(directory / "scheduler", local_files_only=True)
+        scheduler = _Scheduler.from_pretrained(directory / "scheduler", local_files_only=True)
     except Exception as error:
         raise BundleError(f"{directory}: the prior cannot be loaded ({_line(error)})") from error
     for name, model in (("prior", prior), ("text_encoder", text_encoder)):

@@ -232,7 +232,7 @@ def _computed_prompt(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
         try:
             options: dict[str, Any] = {"local_files_only": True}
             tokenizer = CLIPTokenizer.from_pretrained(directory / f"tokenizer{suffix}", **options)
-            encoder = cls.from_pretrained(directory / f"text_encoder{suffix}", use_safetensors=True, **options)
+            encoder: Any = cls.from_pretrained(directory / f"text_encoder{suffix}", use_safetensors=True, **options)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BundleError(f"{directory / f'text_encoder{suffix}'}: cannot be loaded ({reason})") from error
