@@ -272,7 +272,7 @@ def test_the_library_says_what_a_plain_reckoning_says(corpus: Corpus, capsys: py
                 assert examples[0].caption == f"caption {order[0]}"
             for example in editor.examples(feature, "quantiles"):
                 below = (positive < example.activation).mean() + 0.5 / len(positive)
-                # A bin of the sketch is 2 % wide; in a feature that fires on a few pictures only, several may share one.
+                # A bin of the sketch is 2 % wide; where a feature fires on a few pictures only, several may share one.
                 slack = 0.06 if len(positive) > 100 else 0.2
                 assert example.quantiles[0] - slack <= below <= example.quantiles[1] + slack
     statistics = load_statistics(corpus.bundle / "sae", D, N_FEATURES)

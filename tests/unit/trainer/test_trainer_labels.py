@@ -278,13 +278,13 @@ def test_icons_show_what_features_cause_and_are_drawn_once(
 ) -> None:
     bundle = tmp_path / "postcards"
     shutil.copytree(labelled[0], bundle)
-    command = ["draw-icons", "--bundle", str(bundle), "--features", "24,25,29", "--steps", "6"]
+    command = ["draw-icons", "--bundle", str(bundle), "--features", "19,21,22,23,24,25,29", "--steps", "6"]
     main(command)
-    assert "3 icons drawn" in capsys.readouterr().out
+    assert "7 icons drawn" in capsys.readouterr().out
     verify(bundle)
     with LibraryEditor(bundle / "library" / "library.sqlite") as editor:
         rises, scores = [], []
-        strips = {index: editor.icon_of(index) for index in (24, 25, 29)}
+        strips = {index: editor.icon_of(index) for index in (19, 21, 22, 23, 24, 25, 29)}
         for index, icon in strips.items():
             assert icon is not None
             webp, strengths = icon
@@ -302,7 +302,7 @@ def test_icons_show_what_features_cause_and_are_drawn_once(
     assert np.median(rises) > 2
     assert np.median(scores) > 0.6
     main(command)
-    assert "0 icons drawn in 0 s, 3 were there already" in capsys.readouterr().out
+    assert "0 icons drawn in 0 s, 7 were there already" in capsys.readouterr().out
     for wrong, words in (("x", "must be alive, labelled, or numbers"), ("9999", "9999 is no feature that ever fires")):
         with pytest.raises(SystemExit):
             main(["draw-icons", "--bundle", str(bundle), "--features", wrong])
