@@ -22,6 +22,9 @@ EMBED_DIM = 32
 N_FEATURES = 64
 K = 8
 LABELS = ("night", "snow", "two of something", "red", "boat", "fog", "grass", "white border")
+# Of the labels; those of "two of something" and "boat" disagree, that of "white border" is not measured.
+DETECTION = (0.95, 0.9, 0.8, 0.75, 0.6, 0.5, 0.9)
+CAUSAL = (0.9, 0.8, 0.2, 0.9, 0.9, 0.3, 0.75)
 WORDS = ("a", "boat", "night", "snow", "two", "red", "fog", "grass", "picture", "of", "at", "in")
 
 
@@ -59,8 +62,8 @@ def picture_bytes(seed: int, size: int = 64, format: str = "PNG", **options: Any
     return buffer.getvalue()
 
 
-def _write_encoder(directory: Path) -> torch.Tensor:
-    """Writes encoder/ and returns the embeds of 256 pictures, [256, d] float32, the grey picture's first."""
+def _write_encoder(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes encoder/; returns the embeds of 256 pictures, [256, d] float32, the grey one's first, and LABELS' [8, d]."""
     directory.mkdir(parents=True)
     merges = directory / "bpe_simple_vocab.txt.gz"
     merges.write_bytes(tokenizer_merges())
@@ -88,7 +91,8 @@ def _write_encoder(directory: Path) -> torch.Tensor:
         mean, std = torch.tensor(preprocess_cfg["mean"]), torch.tensor(preprocess_cfg["std"])
         pixels = torch.stack([torch.tensor(np.array(picture(seed))) for seed in range(255)]).float() / 255
         pixels = ((pixels - mean) / std).permute(0, 3, 1, 2)
-        return model.encode_image(torch.cat([torch.zeros(1, 3, 64, 64), pixels]))
+        embeds = model.encode_image(torch.cat([torch.zeros(1, 3, 64, 64), pixels]))
+        return embeds, model.encode_text(tokenizer(list(LABELS)))
 
 
 def _write_sae(directory: Path, embeds: torch.Tensor) -> dict[str, np.ndarray]:
@@ -199,14 +203,22 @@ def _write_generator(directory: Path, negative_embeds: torch.Tensor) -> None:
     save_file({"negative_image_embeds": negative_embeds}, directory / "negative_embeds.safetensors")
 
 
-def _write_library(path: Path, statistics: dict[str, np.ndarray], sae_revision: str) -> None:
+def _write_library(
+    path: Path, statistics: dict[str, np.ndarray], sae_revision: str, template: np.ndarray, meanings: np.ndarray
+) -> None:
     from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
+    from faceteer_runtime.icons import TEMPLATE, pack_template
 
     path.parent.mkdir(parents=True)
     thumbnails = [picture_bytes(seed, 32, "WEBP") for seed in range(255)]
     f, W_dec = statistics["f"], statistics["W_dec"]
     cosines = W_dec @ W_dec.T
-    with LibraryWriter(path, sae_revision=sae_revision, corpus="random pictures", n_pictures=len(f)) as writer:
+    with LibraryWriter(
+        path, sae_revision=sae_revision, corpus="random pictures", n_pictures=len(f), embed_dim=EMBED_DIM
+    ) as writer:
+        writer.meta(TEMPLATE, pack_template(template))
+        for label, embeds in zip(LABELS, meanings, strict=True):
+            writer.meaning(label, embeds)
         for index in range(N_FEATURES):
             positive = f[:, index][f[:, index] > 0]
             counts, edges = np.histogram(positive, bins=8, range=(0.0, float(statistics["max"][index]) or 1.0))
@@ -221,6 +233,10 @@ def _write_library(path: Path, statistics: dict[str, np.ndarray], sae_revision: 
                     max=float(statistics["max"][index]),
                     histogram_edges=edges[1:].astype(np.float32),
                     histogram_counts=counts.astype(np.int64),
+                    detection_score=_at(DETECTION, index),
+                    detection_balanced_accuracy=_at(DETECTION, index),
+                    causal_score=_at(CAUSAL, index),
+                    terms=("darkness", "evening") if index == 0 else (),
                 )
             )
             writer.examples(
@@ -231,8 +247,21 @@ def _write_library(path: Path, statistics: dict[str, np.ndarray], sae_revision: 
                     if n > 0 and f[n, index] > 0
                 ],
             )
+            fires = np.flatnonzero(f[:, index])
+            quartiles = np.quantile(f[fires, index], [0, 0.25, 0.5, 0.75, 1]) if len(fires) else []
+            drawn = []
+            for quarter in (3, 2, 1, 0) if len(fires) else ():
+                inside = [n for n in fires if quartiles[quarter] <= f[n, index] <= quartiles[quarter + 1] and n > 0]
+                bounds = (quarter / 4, (quarter + 1) / 4)
+                drawn += [ExampleRow(f"picture-{n}", float(f[n, index]), thumbnails[n - 1], "", bounds)
+                          for n in inside[:1]]  # fmt: skip
+            writer.examples(index, drawn, "quantiles")
             nearest = [int(j) for j in np.argsort(-cosines[index])[1:4]]
             writer.relatives(index, "nearest", [(j, float(cosines[index, j])) for j in nearest])
+
+
+def _at(scores: tuple[float, ...], index: int) -> float | None:
+    return scores[index] if index < len(scores) else None
 
 
 def make_tiny_bundle(directory: Path) -> Path:
@@ -241,7 +270,7 @@ def make_tiny_bundle(directory: Path) -> Path:
 
     directory = Path(directory)
     with torch.inference_mode(False):
-        embeds = _write_encoder(directory / "encoder").detach()
+        embeds, meanings = (each.detach() for each in _write_encoder(directory / "encoder"))
         statistics = _write_sae(directory / "sae", embeds)
         _write_generator(directory / "generator", embeds[:1].clone())
     manifest = {
@@ -262,7 +291,24 @@ def make_tiny_bundle(directory: Path) -> Path:
     }
     seal(directory, manifest)
     sealed = json.loads((directory / "bundle.json").read_text())
-    _write_library(directory / "library" / "library.sqlite", statistics, sealed["parts"]["sae"]["revision"])
+    _write_library(
+        directory / "library" / "library.sqlite",
+        statistics,
+        sealed["parts"]["sae"]["revision"],
+        embeds[0].numpy(),
+        meanings.numpy(),
+    )
     manifest["parts"]["library"] = {"kind": "sqlite"}
     seal(directory, manifest)
     return directory
+
+
+def gate_feature(directory: Path, index: int, label: str, safety_class: str) -> None:
+    """Labels one feature of a bundle and puts it into a class that operators gate."""
+    from faceteer_library.editor import LibraryEditor
+    from faceteer_runtime.bundle import seal
+
+    with LibraryEditor(directory / "library" / "library.sqlite") as editor:
+        editor.label(index, label)
+        editor.safety_class(index, safety_class)
+    seal(directory)

@@ -132,7 +132,7 @@ def best(catalogue: Catalogue, scores: np.ndarray, kept: np.ndarray | None, offs
 
 
 def _best_of(catalogue: Catalogue, of_term: np.ndarray) -> np.ndarray:
-    """The best score among each feature's other words, float64 [n]; where a person named a feature they do not count."""
+    """The best score among each feature's other words, float64 [n]; none where a person named the feature."""
     offsets, numbers = catalogue.terms
     scores = np.zeros(len(catalogue))
     some = np.flatnonzero(offsets[1:] > offsets[:-1])

@@ -6,6 +6,7 @@ Knows nothing of SQL. Every question runs in a thread, since SQLite blocks.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ class LibraryServicer(library_pb2_grpc.LibraryServiceServicer):
             raise InvalidField("selection", f"{request.selection} is not a selection of the contract")
         sight = self._sight()
 
-        def ask() -> tuple[list[Example], int]:
+        def ask() -> tuple[Sequence[Example], int]:
             row = self._find(request.feature, "feature", sight)
             return self._store.examples(row.index, page.offset, page.size, selection)
 

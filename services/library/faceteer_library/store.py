@@ -218,7 +218,7 @@ class Store:
         edges, counts = self._read("SELECT histogram_edges, histogram_counts FROM features WHERE feature = ?", index)[0]
         return np.frombuffer(edges, "<f4"), np.frombuffer(counts, "<i8")
 
-    def relatives(self, index: int, relation: str, sight: Sight = EVERYTHING) -> list[tuple[int, str, float]]:
+    def relatives(self, index: int, relation: str, sight: Sight = EVERYTHING) -> Sequence[tuple[int, str, float]]:
         """(other, its label, score), best first."""
         catalogue = self._current().catalogue
         found = []
@@ -230,7 +230,9 @@ class Store:
                 found.append((other, catalogue.text(int(catalogue.labels[place])), score))
         return found
 
-    def examples(self, index: int, offset: int, size: int, selection: str = SELECTIONS[0]) -> tuple[list[Example], int]:
+    def examples(
+        self, index: int, offset: int, size: int, selection: str = SELECTIONS[0]
+    ) -> tuple[Sequence[Example], int]:
         """Examples of one selection in their order, strongest first, and how many are kept."""
         if self._first:
             # Version 1 kept the strongest only.

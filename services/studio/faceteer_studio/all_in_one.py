@@ -7,11 +7,13 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import faceteer_encoder.service
 import faceteer_generator.service
 import faceteer_library.service
 import faceteer_sae.service
+import grpc
 from faceteer_encoder.settings import EncoderSettings
 from faceteer_generator.settings import GeneratorSettings
 from faceteer_library.settings import LibrarySettings
@@ -20,6 +22,7 @@ from faceteer_runtime.service import Resources, Service
 from faceteer_runtime.settings import ServiceSettings, parse_together
 from faceteer_sae.settings import SaeSettings
 
+from faceteer_studio.library_front import LibraryFront
 from faceteer_studio.service import studio
 from faceteer_studio.settings import AllInOneSettings
 from faceteer_studio.upstreams import LocalUpstream, Upstreams
@@ -38,7 +41,14 @@ def build_with(settings: Sequence[ServiceSettings], resources: Resources) -> lis
         name: build(Resources(own, resources.bundle, resources.cache, resources.metrics, resources.address))
         for (name, (build, _)), own in zip(_PARTS.items(), settings, strict=True)
     }
-    upstreams = Upstreams(**{name: LocalUpstream(name, service.register) for name, service in services.items()})
+    local = {name: LocalUpstream(name, service.register) for name, service in services.items()}
+    upstreams = Upstreams(**local)
+    # The library as the door's callers meet it; the studio itself asks the one behind.
+    handlers = local["library"].handlers | LibraryFront(upstreams, resources.cache).handlers()
+    generic = grpc.method_handlers_generic_handler(services["library"].name, handlers)
+    services["library"] = replace(
+        services["library"], register=lambda server: server.add_generic_rpc_handlers((generic,))
+    )
     # The studio last: it serves when the others have warmed up.
     return [*services.values(), studio(resources, upstreams)]
 

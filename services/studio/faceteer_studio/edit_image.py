@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from faceteer.v1 import edits_pb2, execution_pb2, generator_pb2, sae_pb2, studio_pb2, tensor_pb2
-from faceteer_runtime.errors import FaceteerError
+from faceteer_runtime.errors import FaceteerError, UnknownFeature
 
 from faceteer_studio.identity import Identity
 from faceteer_studio.inputs import Inputs
+from faceteer_studio.layout import Layout
 from faceteer_studio.names import Names
 from faceteer_studio.passed_on import in_words_of
 from faceteer_studio.upstreams import Upstreams
@@ -30,12 +31,13 @@ async def edit_image(
     remaining: Remaining,
 ) -> AsyncIterator[studio_pb2.EditImageResponse]:
     """Edited first, then the generator's events unless ``report_only``."""
+    layout = Layout.of(request)
     revisions = await identity.check(request.expected_revisions, remaining())
     resolved = await inputs.resolve(request.input, "input", remaining())
     edits = await names.resolve(request.edits, remaining())
     answer = await edit_embeds(upstreams, resolved.source, edits, not request.skip_measuring, remaining())
-    inputs.keep(answer.embedding)
     await fill_labels(answer.report, names, remaining())
+    inputs.keep(answer.embedding)
     yield studio_pb2.EditImageResponse(
         edited=studio_pb2.Edited(
             embedding=answer.embedding,
@@ -57,11 +59,17 @@ async def edit_image(
         settings=request.settings,
         preview_every=request.preview_every,
     )
-    # Closed as soon as our caller leaves, so that the denoising stops at its next step.
-    async with contextlib.aclosing(upstreams.generator.stream("Generate", drawing, remaining())) as events:
-        async for event in events:
-            kind = event.WhichOneof("event")
-            yield studio_pb2.EditImageResponse(**{kind: getattr(event, kind)})
+    if layout is not None:
+        start = await layout.start(upstreams.generator, resolved.source, drawing.settings, remaining())
+        drawing.start.CopyFrom(start)
+    try:
+        # Closed as soon as our caller leaves, so that the denoising stops at its next step.
+        async with contextlib.aclosing(upstreams.generator.stream("Generate", drawing, remaining())) as events:
+            async for event in events:
+                kind = event.WhichOneof("event")
+                yield studio_pb2.EditImageResponse(**{kind: getattr(event, kind)})
+    except FaceteerError as error:
+        raise in_words_of(error, layout.words if layout is not None else {}) from None
 
 
 async def edit_embeds(
@@ -82,11 +90,21 @@ async def edit_embeds(
 
 
 async def fill_labels(report: edits_pb2.EditReport, names: Names, timeout: float | None) -> None:
-    """Writes the features' labels into a report."""
+    """Writes the features' labels into a report; those of features that the caller may not see stay empty.
+
+    Raises:
+        UnknownFeature: an edit sets such a feature. Turning one off is open to everybody.
+    """
     indices = [outcome.feature_index for outcome in report.outcomes]
     indices += [drift.feature_index for drift in report.drifted]
-    known = await names.features(indices, timeout)
-    for outcome in report.outcomes:
-        outcome.label = known[outcome.feature_index].label
+    known = await names.seen(indices, timeout)
+    for at, outcome in enumerate(report.outcomes):
+        if outcome.feature_index in known:
+            outcome.label = known[outcome.feature_index].label
+        elif outcome.operation != edits_pb2.EDIT_OPERATION_ABLATE:
+            error = UnknownFeature(f"there is no feature {outcome.feature_index} in this library")
+            error.field = f"edits[{at}].feature.index"
+            raise error
     for drift in report.drifted:
-        drift.label = known[drift.feature_index].label
+        if drift.feature_index in known:
+            drift.label = known[drift.feature_index].label

@@ -5,7 +5,7 @@ Knows nothing of messages; deadlines, cancellation, request ids, statuses and th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -16,9 +16,10 @@ from faceteer_studio.passed_on import from_rpc_error
 from faceteer_studio.upstreams import SERVICES, RemoteUpstream, request_metadata
 
 
-def gateway(upstream: RemoteUpstream) -> Service:
-    """A service by the upstream's name that forwards to it."""
+def gateway(upstream: RemoteUpstream, instead: Mapping[str, Any] | None = None) -> Service:
+    """A service by the upstream's name that forwards to it, but for the methods that have a handler in ``instead``."""
     handlers = {method.name: _forward(upstream, method) for method in SERVICES[upstream.name].methods}
+    handlers |= instead or {}
     generic = grpc.method_handlers_generic_handler(upstream.service, handlers)
     return Service(upstream.service, lambda server: server.add_generic_rpc_handlers((generic,)))
 
@@ -30,7 +31,7 @@ def _forward(upstream: RemoteUpstream, method: Any) -> Any:
         stream_stream = upstream.channel.stream_stream(path)
 
         async def forward_stream_stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
-            call = stream_stream(requests, timeout=context.time_remaining(), metadata=request_metadata())
+            call = stream_stream(requests, timeout=context.time_remaining(), metadata=request_metadata(upstream.name))
             async for response in _responses(call, upstream):
                 yield response
 
@@ -39,7 +40,7 @@ def _forward(upstream: RemoteUpstream, method: Any) -> Any:
         unary_stream = upstream.channel.unary_stream(path)
 
         async def forward_unary_stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            call = unary_stream(request, timeout=context.time_remaining(), metadata=request_metadata())
+            call = unary_stream(request, timeout=context.time_remaining(), metadata=request_metadata(upstream.name))
             async for response in _responses(call, upstream):
                 yield response
 
@@ -48,7 +49,9 @@ def _forward(upstream: RemoteUpstream, method: Any) -> Any:
 
     async def forward_unary_unary(request: bytes, context: Any) -> bytes:
         try:
-            answer: bytes = await unary_unary(request, timeout=context.time_remaining(), metadata=request_metadata())
+            answer: bytes = await unary_unary(
+                request, timeout=context.time_remaining(), metadata=request_metadata(upstream.name)
+            )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, upstream.name) from None
         return answer

@@ -11,6 +11,7 @@ import time
 
 from faceteer.v1 import encoder_pb2, execution_pb2, generator_pb2, library_pb2, sae_pb2, studio_pb2
 from faceteer_runtime.errors import RevisionMismatch
+from faceteer_runtime.request import enter_request, request_context
 
 from faceteer_studio.upstreams import Upstreams
 
@@ -47,12 +48,12 @@ class Identity:
 
     async def _ask(self, timeout: float | None) -> studio_pb2.GetStudioResponse:
         up = self._upstreams
+        # Tasks of their own.
         encoder, sae, generator, library = await asyncio.gather(
             up.encoder.call("GetEncoder", encoder_pb2.GetEncoderRequest(), timeout),
             up.sae.call("GetSae", sae_pb2.GetSaeRequest(), timeout),
             up.generator.call("GetGenerator", generator_pb2.GetGeneratorRequest(), timeout),
-            # The library has no Get of its own; every answer names its revision.
-            up.library.call("ListFeatures", library_pb2.ListFeaturesRequest(page_size=1), timeout),
+            self._library(timeout),
         )
         return studio_pb2.GetStudioResponse(
             bundle=encoder.bundle,
@@ -61,9 +62,19 @@ class Identity:
                 encoder=encoder.revision,
                 sae=sae.revision,
                 generator=generator.revision,
-                library=library.execution.model_revision,
+                library=library.revision,
             ),
             encoder=encoder,
             sae=sae,
             generator=generator,
+            library=library,
         )
+
+    async def _library(self, timeout: float | None) -> library_pb2.GetLibraryResponse:
+        """As a caller without an access key sees it, since the answer is shared; to be run in a task of its own."""
+        request = request_context()
+        enter_request(request.request_id, request.method)
+        answer: library_pb2.GetLibraryResponse = await self._upstreams.library.call(
+            "GetLibrary", library_pb2.GetLibraryRequest(), timeout
+        )
+        return answer

@@ -54,10 +54,18 @@ class Inputs:
             case "image":
                 return await self._encode(given.image, field, timeout)
             case "embedding_id":
-                return await self._look_up(given.embedding_id)
+                return await self.look_up(given.embedding_id)
             case "embeds":
                 return Resolved(given.embeds, "", execution_pb2.Execution())
         raise InvalidField(field, "is missing; give image, embedding_id or embeds")
+
+    async def look_up(self, embedding_id: str) -> Resolved:
+        """The embedding with this id. Raises EmbeddingExpired."""
+        record = await self._cache.get(embeds_key(embedding_id))
+        embeds = record.get("embeds") if record is not None else None
+        if not isinstance(embeds, np.ndarray) or embeds.ndim != 1:
+            raise EmbeddingExpired(embedding_id if len(embedding_id) <= 129 else embedding_id[:128] + "…")
+        return Resolved(to_tensor(embeds), embedding_id, execution_pb2.Execution(cached=True))
 
     def keep(self, embedding: tensor_pb2.Embedding) -> None:
         """Remembers an embedding under its id, also for when another process' cache forgets."""
@@ -75,10 +83,3 @@ class Inputs:
             raise in_words_of(PassedOn(result.error), words)
         self.keep(result.embedding)
         return Resolved(result.embedding.embeds, result.embedding.embedding_id, answer.execution)
-
-    async def _look_up(self, embedding_id: str) -> Resolved:
-        record = await self._cache.get(embeds_key(embedding_id))
-        embeds = record.get("embeds") if record is not None else None
-        if not isinstance(embeds, np.ndarray) or embeds.ndim != 1:
-            raise EmbeddingExpired(embedding_id if len(embedding_id) <= 129 else embedding_id[:128] + "…")
-        return Resolved(to_tensor(embeds), embedding_id, execution_pb2.Execution(cached=True))

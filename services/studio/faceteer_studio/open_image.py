@@ -41,7 +41,7 @@ async def open_image(
     )
     inputs.keep(embedding)
     indices = encoding.features.indices
-    known = await names.features(indices, timeout)
+    known = await names.seen(indices, timeout)
     actual = (await identity.get(timeout)).revisions
     revisions = execution_pb2.Revisions()
     revisions.CopyFrom(actual)
@@ -60,6 +60,8 @@ async def open_image(
                 firing_share=known[index].firing_share,
             )
             for index, activation, strength in zip(indices, encoding.features.activations, scaled, strict=True)
+            # Gated features are not listed; l0 counts them all the same.
+            if index in known
         ],
         l0=encoding.l0,
         explained_variance=encoding.explained_variance,

@@ -12,6 +12,7 @@ from faceteer.v1 import studio_pb2_grpc
 from faceteer_runtime.service import Resources, Service
 
 from faceteer_studio.gateway import gateway
+from faceteer_studio.library_front import LibraryFront
 from faceteer_studio.servicer import StudioServicer
 from faceteer_studio.settings import StudioSettings
 from faceteer_studio.upstreams import RemoteUpstream, Upstreams
@@ -44,4 +45,8 @@ def build(resources: Resources) -> list[Service]:
         generator=RemoteUpstream("generator", settings.studio_generator_address),
         library=RemoteUpstream("library", settings.studio_library_address),
     )
-    return [studio(resources, upstreams), *(gateway(upstream) for upstream in upstreams)]
+    front = LibraryFront(upstreams, resources.cache)
+    gateways = [
+        gateway(upstream, front.handlers() if upstream is upstreams.library else None) for upstream in upstreams
+    ]
+    return [studio(resources, upstreams), *gateways]

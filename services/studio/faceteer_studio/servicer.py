@@ -9,8 +9,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from faceteer.v1 import studio_pb2, studio_pb2_grpc
+from faceteer.v1 import library_pb2, studio_pb2, studio_pb2_grpc
 from faceteer_runtime.cache import Cache
+from faceteer_runtime.request import request_context
 
 from faceteer_studio.edit_image import edit_image
 from faceteer_studio.identity import Identity
@@ -31,7 +32,16 @@ class StudioServicer(studio_pb2_grpc.StudioServiceServicer):
         self._identity = Identity(upstreams)
 
     async def GetStudio(self, request: studio_pb2.GetStudioRequest, context: Any) -> studio_pb2.GetStudioResponse:
-        return await self._identity.get(context.time_remaining())
+        answer = await self._identity.get(context.time_remaining())
+        if request_context().access_key:
+            # The shared answer shows what everybody may see.
+            shared, answer = answer, studio_pb2.GetStudioResponse()
+            answer.CopyFrom(shared)
+            library = await self._upstreams.library.call(
+                "GetLibrary", library_pb2.GetLibraryRequest(), context.time_remaining()
+            )
+            answer.library.CopyFrom(library)
+        return answer
 
     async def OpenImage(self, request: studio_pb2.OpenImageRequest, context: Any) -> studio_pb2.OpenImageResponse:
         return await open_image(

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 from faceteer.v1 import encoder_pb2, generator_pb2, library_pb2, sae_pb2
 from faceteer_runtime.errors import FaceteerError
+from faceteer_runtime.interceptors import ACCESS_KEY, REQUEST_ID_KEY
 from faceteer_runtime.request import request_context
 from google.protobuf import symbol_database
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -99,12 +100,12 @@ class RemoteUpstream:
 
     async def call(self, method: str, request: Any, timeout: float | None) -> Any:
         try:
-            return await self._methods[method](request, timeout=timeout, metadata=request_metadata())
+            return await self._methods[method](request, timeout=timeout, metadata=request_metadata(self.name))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.name) from None
 
     async def stream(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
-        call = self._methods[method](request, timeout=timeout, metadata=request_metadata())
+        call = self._methods[method](request, timeout=timeout, metadata=request_metadata(self.name))
         try:
             async for response in call:
                 yield response
@@ -135,12 +136,12 @@ class LocalUpstream:
 
     def __init__(self, name: str, register: Callable[[Any], None]) -> None:
         self.name = name
-        self._handlers: dict[str, Any] = {}
+        self.handlers: dict[str, Any] = {}
         register(self)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Called by generated registration code."""
-        self._handlers.update(handlers)
+        self.handlers.update(handlers)
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Called by generated registration code; says nothing new."""
@@ -148,13 +149,13 @@ class LocalUpstream:
     async def call(self, method: str, request: Any, timeout: float | None) -> Any:
         try:
             async with asyncio.timeout(timeout):
-                return await self._handlers[method].unary_unary(request, None)
+                return await self.handlers[method].unary_unary(request, None)
         except TimeoutError:
             raise deadline_exceeded(self.name) from None
 
     async def stream(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        async with contextlib.aclosing(self._handlers[method].unary_stream(request, None)) as responses:
+        async with contextlib.aclosing(self.handlers[method].unary_stream(request, None)) as responses:
             while True:
                 try:
                     async with asyncio.timeout_at(deadline):
@@ -172,10 +173,14 @@ class LocalUpstream:
         """Nothing to free."""
 
 
-def request_metadata() -> tuple[tuple[str, str], ...]:
-    """The current request's id for a child call, so that one id finds every service's log lines."""
-    request_id = request_context().request_id
-    return (("x-request-id", request_id),) if request_id else ()
+def request_metadata(service: str) -> tuple[tuple[str, str], ...]:
+    """What a child call says of the current request: its id, so that one id finds every service's log lines; and to the
+    library, which alone has a use for it, the caller's access key."""
+    request = request_context()
+    metadata = ((REQUEST_ID_KEY, request.request_id),) if request.request_id else ()
+    if service == "library" and request.access_key:
+        metadata += ((ACCESS_KEY, request.access_key),)
+    return metadata
 
 
 def deadline_exceeded(service: str) -> FaceteerError:

@@ -42,6 +42,7 @@ class UpstreamSettings(ServiceSettings):
     needs_bundle = False
 
 
+GATED = 7
 EMBEDS = to_tensor(np.ones(4, np.float32))
 
 
@@ -103,6 +104,16 @@ class Generator(generator_pb2_grpc.GeneratorServiceServicer):
 
 
 class Library(library_pb2_grpc.LibraryServiceServicer):
+    async def GetLibrary(self, request: Any, context: Any) -> library_pb2.GetLibraryResponse:
+        return library_pb2.GetLibraryResponse(revision="lib1")
+
+    async def SearchFeatures(self, request: Any, context: Any) -> library_pb2.SearchFeaturesResponse:
+        labels = {3: "night", 5: "snow"}
+        features = [library_pb2.Feature(index=i, label=labels.get(i, "")) for i in request.activations.indices]
+        return library_pb2.SearchFeaturesResponse(
+            hits=[library_pb2.FeatureHit(feature=feature) for feature in features if feature.index != GATED]
+        )
+
     async def ListFeatures(self, request: Any, context: Any) -> library_pb2.ListFeaturesResponse:
         return library_pb2.ListFeaturesResponse(execution=execution_pb2.Execution(model_revision="lib1"))
 
