@@ -24,6 +24,8 @@ STEM = "diffusion_pytorch_model"
 # moment, which is MoVQ's decoding (benchmarks/full_size_generator.py).
 HEADROOM = 1.45
 _LARGEST_HEADER = 100 << 20
+# Tensors read before their file is closed again.
+_AT_ONCE = 32
 # What attention blocks called their tensors until diffusers 0.17; the published MoVQ may still do so.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)\Z")
@@ -120,10 +122,12 @@ def fill(model: Any, stored: dict[str, StoredTensor], dtype: torch.dtype, device
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in {entry.file for entry in stored.values()}:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            for name, entry in stored.items():
-                if entry.file == file:
-                    tensors[name] = _checked(opened.get_tensor(entry.name), entry, dtype).to(device)
+        names = [name for name, entry in stored.items() if entry.file == file]
+        for first in range(0, len(names), _AT_ONCE):
+            # Opened anew for every few: pages of the file that were read count as this process's until it is closed.
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                for name in names[first : first + _AT_ONCE]:
+                    tensors[name] = _checked(opened.get_tensor(stored[name].name), stored[name], dtype).to(device)
     model.load_state_dict(tensors, strict=True, assign=True)
 
 
