@@ -63,7 +63,7 @@ def picture_bytes(seed: int, size: int = 64, format: str = "PNG", **options: Any
 
 
 def _write_encoder(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes encoder/; returns the embeds of 256 pictures, [256, d] float32, the grey one's first, and LABELS' [8, d]."""
+    """Writes encoder/; returns the embeds of 256 pictures, the grey one's first [256, d], and those of LABELS [8, d]."""
     directory.mkdir(parents=True)
     merges = directory / "bpe_simple_vocab.txt.gz"
     merges.write_bytes(tokenizer_merges())
