@@ -1,0 +1,248 @@
+"""`python -m faceteer_trainer evaluate-sae`: one or several SAEs on one corpus, as a table, a plot and JSON.
+
+It knows options and which embeddings belong together; the figures are `comparison`, the plot is `comparison_plot`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from faceteer_runtime.bundle import Bundle, BundleError
+from rich.console import Console
+from rich.table import Table
+
+from faceteer_trainer.corpus.shards import EmbeddingCorpus, whole_file
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.locks import locked
+from faceteer_trainer.sae import comparison_plot
+from faceteer_trainer.sae.comparison import ServedSae, evaluate
+from faceteer_trainer.sae.outputs import write_json
+from faceteer_trainer.sae.sampling import permuted
+
+# Pictures whose names are compared when a judge's corpus should be of the same ones.
+_NAMES_COMPARED = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The job's options."""
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, help="folder that embed made; best one that no SAE was trained on")
+    add("--sae", type=Path, action="append", default=[], metavar="DIR", help="cfg.json + weights; may be repeated")
+    add("--bundle", type=Path, action="append", default=[], metavar="DIR", help="a bundle, whose SAE; may be repeated")
+    add("--out", type=Path, required=True, help="for results.json, comparison.md and comparison.png")
+    add("--judge-corpus", type=Path, metavar="DIR", help="the same pictures embedded by another encoder, which says "
+        "how alike two pictures are; without it the SAE's own encoder does")  # fmt: skip
+    add("--rows", type=_positive, default=50_000, help="from all over the corpus, the same for every SAE (50000)")
+    add("--ms-rows", type=_not_negative, default=10_000, help="of these, for monosemanticity (10000); 0: none")
+    add("--ms-least", type=_at_least_two, default=10, help="firings in them that a feature needs for a score (10)")
+    add("--seed", type=int, default=0, help="of the choice of rows")
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print the table and write it."""
+    if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
+        raise JobError(f"--device {arguments.device}: this machine has no CUDA GPU; give --device cpu")
+    corpus = EmbeddingCorpus.open(arguments.corpus)
+    judge = _open_judge(arguments.judge_corpus, corpus)
+    chosen = _named([*arguments.sae, *(_sae_of(bundle, corpus) for bundle in arguments.bundle)])
+    if not chosen:
+        raise JobError("no SAE was named; give --sae DIR or --bundle DIR, as often as there are SAEs to compare")
+    indices = _rows(len(corpus), arguments.rows, arguments.seed)
+    console = Console()
+    with locked(arguments.out):
+        results = {}
+        for name, directory in chosen.items():
+            results[name] = _evaluate(name, directory, corpus, judge, indices, arguments, console)
+        report = {
+            "corpus": {"name": corpus.card.name, "rows": len(corpus), "encoder_revision": corpus.encoder_revision},
+            "rows": len(indices),
+            "similarity": _judged_by(judge),
+            "saes": results,
+        }
+        write_json(arguments.out / "results.json", report)
+        with whole_file(arguments.out / "comparison.md") as file:
+            file.write(_markdown(report).encode())
+        comparison_plot.draw(results, f"{corpus.card.name}, {len(indices):,} pictures", arguments.out)
+    # Wide enough for every column, whatever it is printed to.
+    Console(width=max(console.width, 132)).print(_table(report))
+    print(f"{arguments.out}: results.json, comparison.md, comparison.png")
+
+
+def _evaluate(
+    name: str, directory: Path, corpus: EmbeddingCorpus, judge: EmbeddingCorpus | None,
+    indices: npt.NDArray[np.int64], arguments: argparse.Namespace, console: Console,
+) -> dict[str, Any]:  # fmt: skip
+    sae = ServedSae.load(directory, arguments.device)
+    if sae.d_in != corpus.embed_dim:
+        raise JobError(
+            f"{directory}: an SAE of {sae.d_in}-d embeddings, but {arguments.corpus} holds {corpus.embed_dim}-d"
+        )
+    made_by = sae.config.metadata.get("encoder_revision")
+    if made_by is not None and made_by != corpus.encoder_revision:
+        raise JobError(
+            f"{directory}: trained on embeddings of encoder {made_by}, but {arguments.corpus} is of "
+            f"{corpus.encoder_revision}; embed the pictures with that encoder"
+        )
+    with console.status(name) as status:
+        found = evaluate(
+            sae, corpus.rows, indices, judge=None if judge is None else judge.rows, judged_rows=arguments.ms_rows,
+            progress=lambda rows: status.update(f"{name}: {rows:,} of {len(indices):,} pictures"),
+        )  # fmt: skip
+    return {"directory": directory.name, "architecture": sae.config.architecture, "k": sae.config.k or None,
+            **found.as_dict(arguments.ms_least)}  # fmt: skip
+
+
+def _rows(total: int, wanted: int, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers of rows from all over the corpus, none twice, in an order that says nothing; all if there are few."""
+    return permuted(np.arange(min(wanted, total)), total, (seed,))
+
+
+def _open_judge(directory: Path | None, corpus: EmbeddingCorpus) -> EmbeddingCorpus | None:
+    """The judge's embeddings.
+
+    Raises:
+        JobError: they are not of the same pictures.
+    """
+    if directory is None:
+        return None
+    judge = EmbeddingCorpus.open(directory)
+    if len(judge) != len(corpus):
+        raise JobError(
+            f"{directory}: {len(judge)} rows, but the corpus has {len(corpus)}; embed the very same pictures with both "
+            "encoders"
+        )
+    if judge.has_pictures and corpus.has_pictures:
+        sample = np.linspace(0, len(corpus) - 1, min(len(corpus), _NAMES_COMPARED)).astype(np.int64)
+        for number, ours, theirs in zip(sample, corpus.pictures(sample), judge.pictures(sample), strict=True):
+            if ours.name != theirs.name:
+                raise JobError(
+                    f"{directory}: row {number} is of {theirs.name!r}, but in the corpus it is {ours.name!r}; embed "
+                    "the very same pictures, in the same order"
+                )
+    return judge
+
+
+def _judged_by(judge: EmbeddingCorpus | None) -> str:
+    if judge is None:
+        return "the SAE's own encoder (cosine of its embeddings)"
+    return f"encoder {judge.encoder_revision} (cosine of its embeddings, {judge.embed_dim}-d)"
+
+
+def _sae_of(directory: Path, corpus: EmbeddingCorpus) -> Path:
+    """A bundle's SAE.
+
+    Raises:
+        JobError: no bundle, without an SAE, or of another encoder than the corpus.
+    """
+    try:
+        bundle = Bundle.open(directory)
+        path = bundle.part("sae").path
+        revision = bundle.part("sae").facts.get("encoder_revision")
+    except BundleError as error:
+        raise JobError(str(error)) from None
+    if revision is not None and revision != corpus.encoder_revision:
+        raise JobError(
+            f"{directory}: its SAE is of encoder {revision}, but the corpus is of {corpus.encoder_revision}; embed the "
+            "pictures with that bundle"
+        )
+    return path
+
+
+def _named(directories: list[Path]) -> dict[str, Path]:
+    """A short name for each: the folder's, or its parent's where it is called sae; numbered where two are alike."""
+    found: dict[str, Path] = {}
+    for directory in directories:
+        whole = directory.resolve()
+        name = whole.parent.name if whole.name == "sae" and whole.parent.name else whole.name
+        number = 2
+        while name in found:
+            name, number = f"{name.rsplit(' #', 1)[0]} #{number}", number + 1
+        found[name] = directory
+    return found
+
+
+_HEAD = ("SAE", "architecture", "features", "L0", "L0 p5-p95", "explained variance", "cosine", "MSE", "dead", "MS")
+
+
+def _cells(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    """One row of the table."""
+    ms = figures["monosemanticity"]
+    return (
+        name,
+        figures["architecture"],
+        f"{figures['d_sae']:,}",
+        f"{figures['l0']:.1f}",
+        f"{figures['l0_quantiles']['p05']:.0f}-{figures['l0_quantiles']['p95']:.0f}",
+        f"{figures['explained_variance']:.4f}",
+        f"{figures['cosine']:.4f}",
+        f"{figures['mse']:.4g}",
+        f"{figures['dead_share']:.1%}",
+        "-" if ms is None or ms["mean"] is None else f"{ms['mean']:.3f}",
+    )
+
+
+def _anchors(report: dict[str, Any]) -> str:
+    """What the figures are to be held against, in a sentence or two."""
+    first = next(iter(report["saes"].values()))
+    said = (
+        f"MSE if every reconstruction were zero {first['mse_zero_ablation']:.4g}, if it were the mean embedding "
+        f"{first['mse_mean_ablation']:.4g}. A feature is dead if it fires on none of the {report['rows']:,} pictures."
+    )
+    if (ms := first["monosemanticity"]) is not None:
+        said += (
+            f" MS: mean over features with at least {ms['least_firings']} firings in the sample; similarity by "
+            f"{report['similarity']}; two pictures at random: {ms['chance']:.3f}."
+        )
+    return said
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table(caption=_anchors(report), caption_justify="left")
+    for number, head in enumerate(_HEAD):
+        table.add_column(head, justify="left" if number < 2 else "right", no_wrap=True)
+    for name, figures in report["saes"].items():
+        table.add_row(*_cells(name, figures))
+    return table
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    corpus = report["corpus"]
+    lines = [
+        f"# SAEs on {corpus['name']}",
+        "",
+        f"{report['rows']:,} of {corpus['rows']:,} pictures, embeddings of encoder {corpus['encoder_revision']}.",
+        "",
+        "| " + " | ".join(_HEAD) + " |",
+        "|---|---|" + "---:|" * (len(_HEAD) - 2),
+        *("| " + " | ".join(_cells(name, figures)) + " |" for name, figures in report["saes"].items()),
+        "",
+        _anchors(report),
+        "",
+        "![Explained variance against L0](comparison.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _at_least_two(text: str) -> int:
+    return _at_least(text, 2)
+
+
+def _at_least(text: str, least: int) -> int:
+    if int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is below {least}")
+    return int(text)
