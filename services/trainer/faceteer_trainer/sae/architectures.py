@@ -38,7 +38,7 @@ class Loss:
 
     k: int = 32
     l1: float = 4e-5
-    l0_weight: float = 0.1
+    l0_weight: float = 1.0
     bandwidth: float = 0.03
     aux_k: int = 256
     aux_weight: float = 1 / 32
@@ -54,6 +54,8 @@ class Autoencoder(nn.Module):
                 (Bussmann et al. 2024); matryoshka is trained on nested prefixes too (Bussmann et al. 2025)
     jumprelu    f = pre where pre > threshold_i = exp(log_threshold_i)        (Rajamanoharan et al. 2024)
     """
+
+    threshold: torch.Tensor
 
     def __init__(self, architecture: str, d_in: int, d_sae: int, seed: int = 0) -> None:
         super().__init__()
@@ -142,21 +144,22 @@ def published_loss(
 
     Of x, x_hat [b, d], f [b, n], W_dec [n, d]. So l1's strength grows with batch x d. Daujotas 2024.
     """
-    return (x_hat - x).square().mean() + l1 * (f.abs().sum(0) * W_dec.norm(dim=-1)).sum()
+    penalty: torch.Tensor = (f.abs().sum(0) * W_dec.norm(dim=-1)).sum()
+    return (x_hat - x).square().mean() + l1 * penalty
 
 
 class _Jump(torch.autograd.Function):
     """JumpReLU and its L0, with the pseudo-derivatives of Rajamanoharan et al. 2024, equations 11 and 12."""
 
     @staticmethod
-    def forward(ctx: Any, pre: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, pre: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, ...]:
         on = pre > threshold
         ctx.save_for_backward(pre, threshold, on)
         ctx.bandwidth = bandwidth
         return pre * on, on.to(pre.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_f: torch.Tensor, grad_on: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_f: torch.Tensor, grad_on: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         pre, threshold, on = ctx.saved_tensors
         near = ((pre - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth  # the rectangle kernel over eps
         return grad_f * on, -(near * (threshold * grad_f + grad_on)).sum(0), None
@@ -164,7 +167,8 @@ class _Jump(torch.autograd.Function):
 
 def jump(pre: torch.Tensor, threshold: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor]:
     """``f = pre H(pre - threshold)`` and ``H(pre - threshold)``, both [b, n], of pre [b, n] and threshold [n] > 0."""
-    return _Jump.apply(pre, threshold, bandwidth)
+    f, on = _Jump.apply(pre, threshold, bandwidth)
+    return f, on
 
 
 def _mean_square(error: torch.Tensor) -> torch.Tensor:

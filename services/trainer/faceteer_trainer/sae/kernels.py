@@ -55,7 +55,7 @@ def sum_by_latent(weights: torch.Tensor, vectors: torch.Tensor, pairs: Pairs) ->
         The u latents that have pairs, int64 [u] rising, and their sums [u, d].
     """
     order = pairs.latents.argsort(stable=True)
-    latents, counts = pairs.latents[order].unique_consecutive(return_counts=True)
+    latents, counts = torch.unique_consecutive(pairs.latents[order], return_counts=True)
     if len(latents) == 0:
         return latents, vectors.new_zeros(0, vectors.shape[1])
     offsets = counts.cumsum(0) - counts
@@ -71,14 +71,14 @@ def _sparse(latents: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> t
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, acts: torch.Tensor, W_dec: torch.Tensor, rows: torch.Tensor, latents: torch.Tensor, batch: int
     ) -> torch.Tensor:
         ctx.save_for_backward(acts, W_dec, rows, latents)
         return sum_by_row(acts, W_dec, Pairs(rows, latents), batch)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         acts, W_dec, rows, latents = ctx.saved_tensors
         grad, pairs = grad.contiguous(), Pairs(rows, latents)
         return pair_dots(grad, W_dec, pairs), _sparse(*sum_by_latent(acts, grad, pairs), W_dec.shape), None, None, None
@@ -86,7 +86,7 @@ class _Decode(torch.autograd.Function):
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x_in: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, rows: torch.Tensor,
         latents: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
@@ -94,7 +94,7 @@ class _Encode(torch.autograd.Function):
         return pair_dots(x_in, W_enc, Pairs(rows, latents)) + b_enc[latents]
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_in, W_enc, rows, latents = ctx.saved_tensors
         pairs = Pairs(rows, latents)
         grad_x = sum_by_row(grad.contiguous(), W_enc, pairs, len(x_in)) if ctx.needs_input_grad[0] else None
@@ -105,12 +105,14 @@ class _Encode(torch.autograd.Function):
 
 def sparse_decode(acts: torch.Tensor, W_dec: torch.Tensor, pairs: Pairs, batch: int) -> torch.Tensor:
     """``W_dec f`` [b, d] of activations [P] of pairs; the gradient of W_dec [n, d] is sparse, coalesced."""
-    return _Decode.apply(acts, W_dec, pairs.rows, pairs.latents, batch)
+    x_hat: torch.Tensor = _Decode.apply(acts, W_dec, pairs.rows, pairs.latents, batch)
+    return x_hat
 
 
 def sparse_encode(x_in: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """Pre-activations [P] of pairs, of x_in [b, d]; the gradients of W_enc [n, d] and b_enc [n] are sparse."""
-    return _Encode.apply(x_in, W_enc, b_enc, pairs.rows, pairs.latents)
+    pre: torch.Tensor = _Encode.apply(x_in, W_enc, b_enc, pairs.rows, pairs.latents)
+    return pre
 
 
 class RowAdam:

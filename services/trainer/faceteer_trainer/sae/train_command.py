@@ -138,13 +138,13 @@ def _leave(trainer: Trainer, corpus: EmbeddingCorpus, arguments: argparse.Namesp
     outputs.save(
         trainer.model, arguments.out, trainer.scale, k, getattr(torch, arguments.dtype), measured, metadata
     )  # fmt: skip
+    card = {name: value for name, value in dataclasses.asdict(corpus.card).items() if name != "shards"}
     report = {
-        "settings": flat(settings), "seed": settings.seed, "corpus": dataclasses.asdict(corpus.card) | {"shards": None},
+        "settings": flat(settings), "seed": settings.seed, "corpus": card,
         "rows": len(corpus), "encoder_revision": corpus.encoder_revision, "steps": trainer.step,
         "seconds": round(trainer.elapsed, 1), "kernels": "sparse" if settings.sparse else "dense",
         "scale": trainer.scale, "figures": measured.figures,
     }  # fmt: skip
-    report["corpus"].pop("shards")
     outputs.write_json(arguments.out / "training.json", report)
     for name, value in measured.figures.items():
         board.add_scalar(f"final/{name}", value, trainer.step)

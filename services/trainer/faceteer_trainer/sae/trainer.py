@@ -27,8 +27,8 @@ from faceteer_trainer.training import Budget
 CHECKPOINT = "train-sae.ckpt"
 # Rows that mean, scale and threshold are estimated from.
 SAMPLE = 8192
-# Measured (docs/train-sae.md): narrower dictionaries are as quick by whole matrices.
-SPARSE_FROM = 4096
+# Latents a firing from which sparse kernels are quicker: measured, docs/train-sae.md.
+SPARSE_FROM = 128
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Settings:
         clip_norm: the gradient's norm is brought down to this; 0 leaves it.
         dead_after: rows without a firing after which a latent counts as dead.
         bf16: choose latents (sparse kernels) or multiply matrices (dense) in bfloat16.
-        kernels: sparse, dense, or auto: sparse where the architecture allows and the width repays it.
+        kernels: sparse, dense, or auto: sparse where the architecture allows it and few enough latents fire.
         train_decoder: False freezes the decoder at its random start: a baseline, not a way to train.
         seed: of weights and batches.
     """
@@ -71,7 +71,7 @@ class Settings:
     def sparse(self) -> bool:
         """Whether sparse kernels are used."""
         if self.kernels == "auto":
-            return self.architecture in SPARSE and self.d_sae >= SPARSE_FROM
+            return self.architecture in SPARSE and self.d_sae >= SPARSE_FROM * self.loss.k
         return self.kernels == "sparse"
 
     def learning_rate(self, step: int, progress: float) -> float:
