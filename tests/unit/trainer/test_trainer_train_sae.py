@@ -205,6 +205,24 @@ def test_options_that_make_no_sense_are_named(
     assert not (tmp_path / "cfg.json").exists()
 
 
+@pytest.mark.parametrize("kernels", ["sparse", "dense"])
+def test_bfloat16_trains_to_nearly_the_fit_of_float32(corpus: Path, tmp_path: Path, kernels: str) -> None:
+    more = ("--architecture", "topk", "--steps", "150", "--lr", "0.005", "--warmup", "20", "--kernels", kernels)
+    found = [
+        json.loads((_run(corpus, tmp_path / name, *more, *flag) / "training.json").read_text())["figures"]
+        for name, flag in (("float32", ()), ("bfloat16", ("--bf16",)))
+    ]
+    assert found[0]["explained_variance"] > 0.4
+    assert found[1]["explained_variance"] == pytest.approx(found[0]["explained_variance"], abs=0.03)
+
+
+def test_a_budget_in_minutes_ends_in_time(corpus: Path, tmp_path: Path) -> None:
+    out = _run(corpus, tmp_path, "--minutes", "0.01")
+    report = json.loads((out / "training.json").read_text())
+    assert 0.5 < report["seconds"] < 3
+    assert report["steps"] > 0
+
+
 def test_the_postcards_recipe_runs_on_any_small_corpus(corpus: Path, tmp_path: Path) -> None:
     out = _run(corpus, tmp_path, "--recipe", "postcards", "--steps", "20")
     assert SparseAutoencoder.load(out).architecture == "batchtopk"
