@@ -24,13 +24,14 @@ help: ## list the commands
 
 setup: $(VENV)/installed ## set up .venv with every member and its tools
 
-$(VENV)/installed: constraints.txt pyproject.toml $(wildcard clients/*/pyproject.toml services/*/pyproject.toml)
+$(VENV)/installed: constraints.txt pyproject.toml tests/originals.txt $(wildcard clients/*/pyproject.toml services/*/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Faceteer needs Python 3.11 or newer; set PYTHON=python3.11 or the like")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/python -m pip install -q --index-url "$(TORCH_INDEX)" torch torchvision; fi
 	@$(BIN)/python -m pip install -q --group dev $(foreach member,$(MEMBERS),-e '$(member)')
+	@PIP_CONSTRAINT= $(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/originals -r tests/originals.txt
 	@touch $@
 
 demo: setup ## open a picture, print its features, edit it twice, show before and after

@@ -6,7 +6,7 @@ Knows the bundle's layout (docs/bundles.md) and nothing of where the files came 
 from __future__ import annotations
 
 import json
-import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from faceteer_library.writer import FeatureRow, LibraryWriter
 from faceteer_runtime import bundle as bundle_format
 from faceteer_runtime.bundle import Bundle, BundleError
 from faceteer_sae.weights import load_config
-from faceteer_sae.writing import write_rows
 from safetensors.torch import save_file
 
 from faceteer_trainer.bundles.manifest import Recipe
 from faceteer_trainer.bundles.sources import Published
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats import bundle_sae
+from faceteer_trainer.formats import published as published_format
 
 _PUBLISHED_SAE = Path("sources") / "sparse_autoencoder_128.pth"
 
@@ -75,37 +76,10 @@ def _manifest(out: Path, recipe: Recipe, published: dict[str, Published], parts:
 
 
 def _import_sae(source: Path, directory: Path) -> None:
-    """The published fp16 state dict, read without running anything in it, as [d_sae, d_in] rows."""
-    if (directory / "cfg.json").is_file():
-        return
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise JobError(f"{source}: holds more than tensors; it was not loaded, because that could run code") from None
-    except (RuntimeError, ValueError, EOFError) as error:
-        raise JobError(f"{source}: not a PyTorch file ({str(error).splitlines()[0]})") from None
-    names = {"encoder.weight", "enc_bias", "decoder.weight", "dec_bias"}
-    if not isinstance(state, dict) or set(state) != names:
-        raise JobError(f"{source}: must hold {', '.join(sorted(names))} and nothing else")
-    d_sae, d_in = state["encoder.weight"].shape
-    config = {
-        "architecture": "standard",
-        "d_in": d_in,
-        "d_sae": d_sae,
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        "metadata": {"source": "gytdau/clip-sae-128, sparse_autoencoder_128.pth"},
-    }
-    tensors = {
-        "W_enc_rows": state["encoder.weight"],
-        "b_enc": state["enc_bias"],
-        "W_dec": state["decoder.weight"].T.contiguous(),
-        "b_dec": state["dec_bias"],
-    }
-    try:
-        write_rows(directory, config, tensors, "float16")
-    except ValueError as error:
-        raise JobError(f"{source}: {error}") from None
+    """The published state dict, whose digest the pull has checked, in its serving form."""
+    if not (directory / "cfg.json").is_file():
+        sae = published_format.read(source, any_checksum=True)
+        bundle_sae.write(replace(sae, metadata={"source": published_format.SOURCE}), directory)
 
 
 def _write_negative(out: Path) -> None:

@@ -45,9 +45,7 @@ def strong_pictures(side: Side, feature: int) -> npt.NDArray[np.int64]:
     return places[strong][order]
 
 
-def name_features(
-    side: Side, space: TextSpace, features: npt.NDArray[np.int64], least_z: float
-) -> dict[int, Named]:
+def name_features(side: Side, space: TextSpace, features: npt.NDArray[np.int64], least_z: float) -> dict[int, Named]:
     """A name for each feature that some term stands out for by ``least_z`` or more."""
     scores = side.embeds @ space.directions.T
     mean, deviation = scores.mean(0), np.maximum(scores.std(0), 1e-9)

@@ -1,0 +1,1 @@
+"""SAEs in the file formats of others, to ours and back."""

@@ -1,0 +1,92 @@
+"""dictionary_learning: a trainer's folder with ae.pt, a pickled state dict, and config.json, which names the class.
+
+AutoEncoder                  relu(E (x - bias) + e), D f + bias
+AutoEncoderNew               relu(E x + e), D f + decoder.bias
+AutoEncoderTopK              the k largest of relu(E (x - b_dec) + e)
+BatchTopKSAE, Matryoshka...  relu(E (x - b_dec) + e) where above the threshold
+JumpReluAutoEncoder          relu(W x + b) where above the threshold; b_dec is not taken off
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.files import read_json, read_pickle
+from faceteer_trainer.formats.plain import PlainSae, take
+
+_TENSORS = {
+    "AutoEncoder": ("encoder.weight", "encoder.bias", "decoder.weight", "bias"),
+    "AutoEncoderNew": ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
+    "AutoEncoderTopK": ("encoder.weight", "encoder.bias", "decoder.weight", "b_dec", "k", "threshold"),
+    "BatchTopKSAE": ("encoder.weight", "encoder.bias", "decoder.weight", "b_dec", "k", "threshold"),
+    "MatryoshkaBatchTopKSAE": ("W_enc", "b_enc", "W_dec", "b_dec", "k", "threshold", "group_sizes"),
+    "JumpReluAutoEncoder": ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"),
+}
+
+
+def read(path: Path) -> PlainSae:
+    """The dictionary in a trainer's folder, or of the path of its ae.pt."""
+    directory = path if path.is_dir() else path.parent
+    config = read_json(directory / "config.json").get("trainer")
+    if not isinstance(config, dict) or "dict_class" not in config:
+        raise JobError(f"{directory / 'config.json'}: names no trainer.dict_class")
+    kind = config["dict_class"]
+    if kind not in _TENSORS:
+        raise JobError(f"{directory / 'config.json'}: dict_class {kind!r} is not one of {', '.join(_TENSORS)}")
+    weights = directory / "ae.pt"
+    state = read_pickle(weights)
+    if "ae" in state and "optimizer" in state:
+        raise JobError(f"{weights}: a backup of a run under way (step {state.get('step')}); wait for its end")
+    given = take(state, weights, *_TENSORS[kind])
+    if kind in ("AutoEncoder", "AutoEncoderNew"):
+        W, b, D, shift = given
+        return PlainSae("standard", W, b, D.T, shift, kind == "AutoEncoder").checked(weights)
+    if kind == "JumpReluAutoEncoder":
+        W, b, D, shift, threshold = given
+        return PlainSae("jumprelu", W.T, b, D, shift, False, threshold=threshold).checked(weights)
+    if kind == "MatryoshkaBatchTopKSAE":
+        W, b, D, shift, k, threshold, _ = given
+        W, D = W.T, D
+    else:
+        W, b, D, shift, k, threshold = given
+        D = D.T
+    if kind == "AutoEncoderTopK":
+        return PlainSae("topk", W, b, D, shift, True, int(k)).checked(weights)
+    if float(threshold) < 0:
+        raise JobError(
+            f"{weights}: its threshold was never set (-1), so it has no activations of its own; train longer"
+        )
+    return PlainSae("batchtopk", W, b, D, shift, True, int(k), threshold.float()).checked(weights)
+
+
+def write(sae: PlainSae, directory: Path) -> Path:
+    """A trainer's folder that load_dictionary reads."""
+    kind = {
+        "standard": "AutoEncoder", "topk": "AutoEncoderTopK", "batchtopk": "BatchTopKSAE",
+        "jumprelu": "JumpReluAutoEncoder",
+    }[sae.architecture]  # fmt: skip
+    sae = sae.with_input_shift(sae.architecture != "jumprelu")
+    if sae.architecture == "jumprelu":
+        assert sae.threshold is not None
+        state = {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec,
+                 "threshold": sae.threshold}  # fmt: skip
+    else:
+        state = {"encoder.weight": sae.W_enc, "encoder.bias": sae.b_enc, "decoder.weight": sae.W_dec.T}
+        state["bias" if sae.architecture == "standard" else "b_dec"] = sae.b_dec
+    state = {name: tensor.float().contiguous().clone() for name, tensor in state.items()}
+    if sae.architecture in ("topk", "batchtopk"):
+        state["k"] = torch.tensor(sae.k, dtype=torch.int32)
+        state["threshold"] = torch.tensor(-1.0) if sae.threshold is None else sae.threshold.float()
+    trainer = {"dict_class": kind, "activation_dim": sae.d_in, "dict_size": sae.d_sae}
+    if sae.k:
+        trainer["k"] = sae.k
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / "ae.part"
+    torch.save(state, part)
+    part.replace(directory / "ae.pt")
+    (directory / "config.json").write_text(json.dumps({"trainer": trainer}, indent=2) + "\n", encoding="utf-8")
+    return directory

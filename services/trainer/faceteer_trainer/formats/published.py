@@ -1,0 +1,59 @@
+"""The SAE of "Interpreting and Steering Features in Images": a plain fp16 state dict of four tensors.
+
+    encoder.weight [d_sae, d_in], enc_bias [d_sae], decoder.weight [d_in, d_sae], dec_bias [d_in]
+    f = ReLU(encoder.weight x + enc_bias), x_hat = decoder.weight f + dec_bias
+
+Nothing is taken off the input, and decoder columns are not of unit norm: both are kept as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.files import read_pickle
+from faceteer_trainer.formats.plain import PlainSae, take
+
+SHA256 = "427e99d536d067aee9681f4c26d0e2efaac5524eaab80c78f23ffca56e0bd479"
+SOURCE = "gytdau/clip-sae-128, sparse_autoencoder_128.pth"
+_NAMES = ("encoder.weight", "enc_bias", "decoder.weight", "dec_bias")
+
+
+def read(path: Path, *, any_checksum: bool = False) -> PlainSae:
+    """The file, whose digest must be the published one's unless ``any_checksum``."""
+    if not path.is_file():
+        raise JobError(f"{path}: missing")
+    if not any_checksum:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != SHA256:
+            raise JobError(
+                f"{path}: its SHA-256 is {digest}, not the published file's {SHA256}; fetch it again, or give "
+                "--allow-other-checksum for weights of your own in this format"
+            )
+    encoder, enc_bias, decoder, dec_bias = take(read_pickle(path), path, *_NAMES)
+    if encoder.ndim != 2 or decoder.ndim != 2:
+        raise JobError(f"{path}: encoder.weight and decoder.weight must be matrices")
+    metadata = {} if any_checksum else {"source": SOURCE}
+    return PlainSae("standard", encoder, enc_bias, decoder.T, dec_bias, False, metadata=metadata).checked(path)
+
+
+def write(sae: PlainSae, path: Path) -> Path:
+    """A file in this format, in fp16."""
+    if sae.architecture != "standard":
+        raise JobError(f"the published format has no {sae.architecture}; it knows ReLU only")
+    sae = sae.with_input_shift(False)
+    state = {
+        "enc_bias": sae.b_enc.half(),
+        "encoder.weight": sae.W_enc.half().contiguous(),
+        "dec_bias": sae.b_dec.half(),
+        "decoder.weight": sae.W_dec.T.half().contiguous(),
+    }
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, part)
+    part.replace(path)
+    return path

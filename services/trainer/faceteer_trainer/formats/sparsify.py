@@ -1,0 +1,58 @@
+"""sparsify: cfg.json and sae.safetensors in a hookpoint's folder.
+
+encoder.weight [L, d_in], encoder.bias [L], W_dec [L, d_in], b_dec [d_in]
+the k largest of relu((x - b_dec) E^T + bias), W_dec^T f + b_dec
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.files import read_json, read_safetensors
+from faceteer_trainer.formats.plain import PlainSae, take
+
+_NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+
+
+def read(directory: Path) -> PlainSae:
+    """The sparse coder in a folder."""
+    path = directory / "cfg.json"
+    cfg = read_json(path)
+    if cfg.get("activation", "topk") != "topk":
+        raise JobError(f"{path}: activation {cfg['activation']!r} is not served; topk is")
+    for name in ("skip_connection", "transcode"):
+        if cfg.get(name, False):
+            raise JobError(f"{path}: a sparse coder with {name} is no autoencoder of embeddings")
+    weights = directory / "sae.safetensors"
+    W, b, D, shift = take(read_safetensors(weights), weights, *_NAMES)
+    return PlainSae("topk", W, b, D, shift, True, int(cfg.get("k", 32))).checked(weights)
+
+
+def write(sae: PlainSae, directory: Path) -> Path:
+    """A folder that sparsify reads; it knows topk only."""
+    if sae.architecture != "topk":
+        raise JobError(f"sparsify has no {sae.architecture}; it knows topk only")
+    sae = sae.with_input_shift(True)
+    norms = sae.W_dec.float().norm(dim=1)
+    cfg = {
+        "activation": "topk",
+        "expansion_factor": max(1, round(sae.d_sae / sae.d_in)),
+        "normalize_decoder": bool((norms - 1).abs().max() < 1e-3),
+        "num_latents": sae.d_sae,
+        "k": sae.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": sae.d_in,
+    }
+    tensors = dict(zip(_NAMES, (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), strict=True))
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / "sae.part"
+    save_file({name: tensor.float().contiguous().clone() for name, tensor in tensors.items()}, part)
+    part.replace(directory / "sae.safetensors")
+    (directory / "cfg.json").write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
+    return directory
