@@ -1,16 +1,17 @@
 """Activations and reconstructions by the packages whose file formats we read; run as a program of its own.
 
-    python originals.py PACKAGES FORMAT FOLDER EMBEDS.npy OUT.npz
+    python originals.py PACKAGES JOBS.json EMBEDS.npy OUT.npz
 
-PACKAGES holds sae-lens, dictionary-learning and eai-sparsify without what they depend on, most of which is for language
-models. Modules that they would import are replaced by empty ones, which is enough to load a file and run its forward pass;
-none of their own code is.
+JOBS are [name, format, folder] each; OUT gets NAME/acts and NAME/output. PACKAGES holds sae-lens, dictionary-learning
+and eai-sparsify without what they depend on, most of which is for language models. Modules that they would import are
+replaced by empty ones, which is enough to load a file and run its forward pass; none of their own code is.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import json
 import sys
 import types
 from pathlib import Path
@@ -81,7 +82,7 @@ def run(kind: str, folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     if kind == "dictionary-learning":
         from dictionary_learning import dictionary as classes
 
-        name = __import__("json").loads((folder / "config.json").read_text())["trainer"]["dict_class"]
+        name = json.loads((folder / "config.json").read_text())["trainer"]["dict_class"]
         more = {"normalize_decoder": False} if name == "AutoEncoder" else {}
         made = getattr(classes, name) if hasattr(classes, name) else None
         if made is None:
@@ -100,12 +101,15 @@ def run(kind: str, folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 def main() -> None:
-    packages, kind, folder, embeds, out = sys.argv[1:]
+    packages, jobs, embeds, out = sys.argv[1:]
     sys.path.insert(0, packages)
     sys.meta_path.append(Empty())
+    x, found = torch.from_numpy(np.load(embeds)), {}
     with torch.no_grad():
-        acts, output = run(kind, Path(folder), torch.from_numpy(np.load(embeds)))
-    np.savez(out, acts=acts.numpy(), output=output.numpy())
+        for name, kind, folder in json.loads(Path(jobs).read_text()):
+            acts, output = run(kind, Path(folder), x)
+            found |= {f"{name}/acts": acts.numpy(), f"{name}/output": output.numpy()}
+    np.savez(out, **found)
 
 
 if __name__ == "__main__":

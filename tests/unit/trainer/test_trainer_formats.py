@@ -20,7 +20,7 @@ from faceteer_trainer.formats import bundle_sae, dictionary_learning, published,
 from faceteer_trainer.formats.import_command import read
 from faceteer_trainer.formats.plain import PlainSae
 from safetensors.torch import save_file
-from unit.sae.random_sae import random_sae, write_sae
+from unit.sae.random_sae import Pair, random_sae, write_sae
 
 ROOT = Path(__file__).parents[3]
 ORIGINALS = ROOT / ".venv" / "originals"
@@ -187,18 +187,6 @@ def test_the_published_file_does_what_its_four_tensors_say(tmp_path: Path) -> No
 # -- the original packages ------------------------------------------------------------------------
 
 
-def original(kind: str, folder: Path, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Activations and reconstructions by the package that the format belongs to."""
-    assert ORIGINALS.is_dir(), "run `make setup`: it installs the original packages into .venv/originals"
-    np.save(tmp_path / "x.npy", embeds())
-    command = [sys.executable, ROOT / "tests" / "originals.py", ORIGINALS, kind, folder, tmp_path / "x.npy",
-               tmp_path / "out.npz"]  # fmt: skip
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    with np.load(tmp_path / "out.npz") as found:
-        return found["acts"], found["output"]
-
-
 WRITERS: dict[str, Callable[..., Any]] = {
     "saelens": write_saelens, "dictionary-learning": write_dictionary, "sparsify": write_sparsify,
 }  # fmt: skip
@@ -207,31 +195,58 @@ CASES += [("dictionary-learning", kind) for kind in DICTIONARIES]
 CASES += [("sparsify", None)]
 
 
-@pytest.mark.parametrize(("format_", "kind"), CASES)
-def test_a_file_read_here_does_what_its_own_package_does(format_: str, kind: str | None, tmp_path: Path) -> None:
-    WRITERS[format_](tmp_path / "theirs", *([kind] if kind else []))
-    acts, output = original(format_, tmp_path / "theirs", tmp_path)
-    found, rebuilt = ours(read(format_, tmp_path / "theirs"), tmp_path / "ours")
-    assert np.allclose(found, acts, atol=1e-5)
-    assert np.allclose(rebuilt, output, atol=1e-4)
-
-
 EXPORTS = [("saelens", a) for a in ARCHITECTURES] + [("dictionary-learning", a) for a in ARCHITECTURES]
 EXPORTS += [("sparsify", "topk")]
 
 
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """Files of every kind, theirs and ours, and what the packages make of them: one process for all."""
+    assert ORIGINALS.is_dir(), "run `make setup`: it installs the original packages into .venv/originals"
+    home = tmp_path_factory.mktemp("originals")
+    jobs = []
+    for format_, kind in CASES:
+        WRITERS[format_](home / f"read-{format_}-{kind}", *([kind] if kind else []))
+        jobs.append([f"read-{format_}-{kind}", format_, str(home / f"read-{format_}-{kind}")])
+    for format_, architecture in EXPORTS:
+        directory = write_sae(home / f"mine-{architecture}", exported(architecture))
+        target = home / f"written-{format_}-{architecture}"
+        main(["export-sae", "--sae", str(directory), "--to", format_, "--out", str(target)])
+        jobs.append([target.name, format_, str(target)])
+    (home / "jobs.json").write_text(json.dumps(jobs))
+    np.save(home / "x.npy", embeds())
+    command = [sys.executable, ROOT / "tests" / "originals.py", ORIGINALS, home / "jobs.json", home / "x.npy",
+               home / "out.npz"]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    with np.load(home / "out.npz") as found:
+        return home, dict(found)
+
+
+def exported(architecture: str) -> Pair:
+    return random_sae(architecture, seed=3, d_in=D, d_sae=N, k=K, apply_b_dec_to_input=architecture != "standard")
+
+
+@pytest.mark.parametrize(("format_", "kind"), CASES)
+def test_a_file_read_here_does_what_its_own_package_does(
+    format_: str, kind: str | None, originals: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    home, theirs = originals
+    name = f"read-{format_}-{kind}"
+    found, rebuilt = ours(read(format_, home / name), tmp_path / "ours")
+    assert np.allclose(found, theirs[f"{name}/acts"], atol=1e-5)
+    assert np.allclose(rebuilt, theirs[f"{name}/output"], atol=1e-4)
+
+
 @pytest.mark.parametrize(("format_", "architecture"), EXPORTS)
 def test_a_file_written_here_does_in_their_package_what_it_does_here(
-    format_: str, architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    format_: str, architecture: str, originals: tuple[Path, dict[str, np.ndarray]]
 ) -> None:
-    pair = random_sae(architecture, seed=3, d_in=D, d_sae=N, k=K, apply_b_dec_to_input=architecture != "standard")
-    directory = write_sae(tmp_path / "mine", pair)
-    main(["export-sae", "--sae", str(directory), "--to", format_, "--out", str(tmp_path / "theirs")])
-    assert str(tmp_path / "theirs") in capsys.readouterr().out
-    acts, output = original(format_, tmp_path / "theirs", tmp_path)
-    expected = np.stack([pair.dense.encode(x.astype(np.float64)) for x in embeds()])
-    assert np.allclose(acts, expected, atol=1e-5)
-    assert np.allclose(output, np.stack([pair.dense.decode(f) for f in expected]), atol=1e-4)
+    _, theirs = originals
+    name, dense = f"written-{format_}-{architecture}", exported(architecture).dense
+    expected = np.stack([dense.encode(x.astype(np.float64)) for x in embeds()])
+    assert np.allclose(theirs[f"{name}/acts"], expected, atol=1e-5)
+    assert np.allclose(theirs[f"{name}/output"], np.stack([dense.decode(f) for f in expected]), atol=1e-4)
 
 
 def test_every_format_comes_back_as_it_went(tmp_path: Path) -> None:
