@@ -144,7 +144,7 @@ class Catalogue:
             renamed.append(place)
             sources[place] = _PERSON
             labels[place] = exact[label] if label in exact else len(own) + extra.setdefault(label, len(extra))
-        return Catalogue(
+        changed = Catalogue(
             self.indices,
             figures,
             (own, Texts(list(extra))) if extra else (own,),
@@ -155,6 +155,8 @@ class Catalogue:
             self.class_names,
             np.array(sorted(renamed), np.int64),
         )
+        changed.__dict__["described"] = self.described
+        return changed
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -177,6 +179,23 @@ class Catalogue:
     def lengths(self) -> np.ndarray:
         """Words in each text, int32 [texts]."""
         return np.concatenate([texts.lengths for texts in self.texts])
+
+    @cached_property
+    def quality(self) -> np.ndarray:
+        """Float64 [n] in (0, 1], unequal: the better predicting label is ahead, then the more often firing feature."""
+        scores = np.nan_to_num(self.figures["detection_score"], nan=-1.0)
+        order = np.lexsort((-self.indices, self.figures["firing_share"], scores))
+        quality = np.empty(len(self))
+        quality[order] = np.arange(1, len(self) + 1) / max(len(self), 1)
+        return quality
+
+    @cached_property
+    def described(self) -> Terms:
+        """:attr:`terms` the other way round: the places that have each of the library's own texts among their words."""
+        offsets, numbers = self.terms
+        order = np.argsort(numbers, kind="stable")
+        places = np.repeat(np.arange(len(self), dtype=np.int32), np.diff(offsets))[order]
+        return Terms(np.searchsorted(numbers[order], np.arange(len(self.texts[0]) + 1)), places)
 
     def gather(self, found: Callable[[Texts], Sequence[int] | np.ndarray]) -> np.ndarray:
         """What ``found`` finds in the library's texts and in people's, as numbers; int64."""

@@ -186,6 +186,10 @@ class LibraryEditor:
         finally:
             draft.unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Gives everything up that was not saved, as a block that fails does."""
+        self.__exit__(RuntimeError, None, None)
+
     def __enter__(self) -> LibraryEditor:
         return self
 

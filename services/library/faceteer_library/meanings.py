@@ -18,6 +18,9 @@ _AXES = 96
 # Below this many values all labels are compared exactly.
 _SMALL = 4_000_000
 _SAMPLE, _BLOCK = 4096, 4096
+# With the postcards' text tower words that it knows lie at 0.99 or more from a label that means the same; names of
+# things it never saw, and nonsense, mostly below 0.5 of any label.
+_LEAST, _MANY = 0.5, 128
 
 
 class Meant(NamedTuple):
@@ -39,8 +42,8 @@ class Meanings:
         embeds: float16 [n, d], each of norm 1, one a label.
 
     Attributes:
-        floor: the least centred cosine that counts. Of two labels taken at random 1 in 1,000 pairs are this close (more
-            in small libraries: 8 labels' worth, at most 1 in 10); whatever is farther from the words says nothing.
+        floor: the least centred cosine that counts; whatever is farther from the words says nothing. At least 0.5, and
+            in larger libraries no less than what 999 of 1,000 pairs of labels stay below.
     """
 
     def __init__(self, embeds: np.ndarray) -> None:
@@ -52,7 +55,7 @@ class Meanings:
         self._mean /= max(n, 1)
         sample = np.random.default_rng(0).permutation(n)[:_SAMPLE]
         centred = self._centred(np.sort(sample))
-        self.floor = _floor(centred, n)
+        self.floor = _floor(centred)
         self._axes: np.ndarray | None = None
         if embeds.size > _SMALL:
             self._axes = _principal_axes(centred, _AXES)
@@ -95,14 +98,14 @@ class Meanings:
         return np.asarray(centred, np.float32)
 
 
-def _floor(centred: np.ndarray, n: int) -> float:
-    """A quantile of the cosines between pairs of labels; ``centred`` is a sample."""
+def _floor(centred: np.ndarray) -> float:
+    """The floor, from a sample of the labels."""
     half = len(centred) // 2
-    if half == 0:
-        return 0.0
-    some = centred[: min(half, 512)]
-    cosines = some @ centred[half:].T
-    return float(max(np.quantile(cosines, np.clip(1 - 8 / n, 0.9, 0.999)), 0.0))
+    if half < _MANY:
+        # Too few to tell chance from likeness.
+        return _LEAST
+    cosines = centred[: min(half, 512)] @ centred[half:].T
+    return float(max(np.quantile(cosines, 0.999), _LEAST))
 
 
 def _principal_axes(centred: np.ndarray, count: int) -> np.ndarray:

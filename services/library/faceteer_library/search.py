@@ -118,24 +118,28 @@ def search(
 def best(catalogue: Catalogue, scores: np.ndarray, kept: np.ndarray | None, offset: int, size: int) -> Found:
     """A page of the features with a score above zero; equal ones by detection score, then firing share, then index."""
     found = np.flatnonzero(scores > 0 if kept is None else (scores > 0) & kept)
-    # Only what can stand on the page or before it needs an order.
+    # Far less than any two ranks differ by.
+    keys = scores[found] + 1e-9 * catalogue.quality[found]
     end = offset + size
-    contenders = found
-    if len(found) > 4 * end:
-        least = np.partition(scores[found], len(found) - end)[len(found) - end]
-        contenders = found[scores[found] >= least]
-    detection = np.nan_to_num(catalogue.figures["detection_score"][contenders], nan=-1.0)
-    firing = catalogue.figures["firing_share"][contenders]
-    order = np.lexsort((contenders, -firing, -detection, -scores[contenders]))[offset:end]
-    places = contenders[order]
+    if len(found) > end:
+        top = np.argpartition(-keys, end)[:end]
+        order = top[np.argsort(-keys[top])][offset:]
+    else:
+        order = np.argsort(-keys)[offset:]
+    places = found[order]
     return Found(places, scores[places], len(found))
 
 
 def _best_of(catalogue: Catalogue, of_term: np.ndarray) -> np.ndarray:
     """The best score among each feature's other words, float64 [n]; none where a person named the feature."""
-    offsets, numbers = catalogue.terms
     scores = np.zeros(len(catalogue))
-    some = np.flatnonzero(offsets[1:] > offsets[:-1])
-    scores[some] = np.maximum.reduceat(of_term[numbers], offsets[:-1][some])
+    described = catalogue.described
+    texts = np.flatnonzero(of_term[: len(described.offsets) - 1])
+    starts, ends = described.offsets[texts], described.offsets[texts + 1]
+    counts = ends - starts
+    # The places that all these texts describe, one after the other.
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = described.numbers[np.repeat(starts, counts) + within]
+    np.maximum.at(scores, places, np.repeat(of_term[texts], counts))
     scores[catalogue.renamed] = 0.0
     return scores

@@ -16,7 +16,7 @@ from faceteer_library.gate import Gate
 from faceteer_library.people import People
 from faceteer_library.servicer import LibraryServicer
 from faceteer_library.settings import LibrarySettings
-from faceteer_library.store import Filter, Store
+from faceteer_library.store import Store
 
 NAME = "faceteer.v1.LibraryService"
 
@@ -46,6 +46,6 @@ def build(resources: Resources) -> Service:
         library_pb2_grpc.add_LibraryServiceServicer_to_server(servicer, server)
 
     async def warm_up() -> None:
-        await asyncio.to_thread(store.list, Filter(), "label", 0, 1)
+        await asyncio.to_thread(store.warm_up)
 
     return Service(NAME, register, warm_up)

@@ -96,6 +96,12 @@ class Store:
         self._shown = self._show({})
         self._current()
 
+    def warm_up(self) -> None:
+        """Finds what is found once: the orders of lists and searches, and the index of near labels."""
+        self.list(Filter(), "label", 0, 1)
+        self.search("a", Filter(), 0, 1)
+        self._own.texts[0].near.nearest("a")
+
     @property
     def searches_meaning(self) -> bool:
         """Whether labels' meanings are known."""
