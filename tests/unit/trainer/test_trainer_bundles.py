@@ -25,16 +25,19 @@ from all_in_one import start_all_in_one
 from faceteer.v1 import generator_pb2, library_pb2, library_pb2_grpc, sae_pb2, sae_pb2_grpc, studio_pb2, studio_pb2_grpc
 from faceteer.v1.edits_pb2 import EDIT_OPERATION_SET, EDIT_UNIT_RAW, Edit, FeatureRef
 from faceteer.v1.tensor_pb2 import EmbedsInput
+from faceteer_library.store import Store
 from faceteer_runtime.bundle import Bundle, verify
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.bundles import pull as pulling
+from faceteer_trainer.bundles.completion import with_sae
 from faceteer_trainer.bundles.manifest import known, read_recipe
 from faceteer_trainer.errors import JobError
 from published_layout import write_image_encoder
 from tiny_bundle import EMBED_DIM, picture_bytes
 from unit.generator.small_kandinsky import write_small_kandinsky
 from unit.generator.small_prior import write_small_prior
+from unit.sae.random_sae import random_sae, write_sae
 
 PRIOR, DECODER, SAE = (
     "kandinsky-community/kandinsky-2-2-prior",
@@ -260,6 +263,29 @@ def test_without_room_nothing_is_fetched(
     with pytest.raises(JobError, match=r"1\.5 GB are needed on this disk, 1\.0 MB are free"):
         _pull(manifest, tmp_path / "k", mirror)
     assert not (tmp_path / "k").exists()
+
+
+def test_a_bundle_takes_an_sae_of_its_owners(tiny_bundle: Path, tmp_path: Path) -> None:
+    pair = random_sae("jumprelu", d_in=EMBED_DIM, d_sae=50)
+    sae = write_sae(tmp_path / "sae", pair)
+    main(["bundles", "with-sae", str(tiny_bundle), "--sae", str(sae), "--out", str(tmp_path / "mine")])
+    verify(tmp_path / "mine")
+    bundle, before = Bundle.open(tmp_path / "mine"), Bundle.open(tiny_bundle)
+    assert bundle.part("encoder").revision == before.part("encoder").revision
+    assert bundle.part("sae").facts["encoder_revision"] == before.part("encoder").revision
+    assert SparseAutoencoder.load(bundle.part("sae").path).d_sae == 50
+    store = Store(bundle.part("library").path / "library.sqlite", tmp_path / "people.sqlite")
+    assert (store.size, store.get(49).label) == (50, "")
+    verify(tiny_bundle)
+    other = write_sae(tmp_path / "other", random_sae("standard", d_in=7, d_sae=9))
+    for arguments, words in (
+        ((tiny_bundle, sae, tmp_path / "mine"), "is there already"),
+        ((tiny_bundle, other, tmp_path / "new"), "with 7 values, but"),
+        ((tiny_bundle, tmp_path, tmp_path / "new"), r"cfg\.json: missing"),
+    ):
+        with pytest.raises(JobError, match=words):
+            with_sae(*arguments)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_recipe_that_is_none_is_refused(tmp_path: Path) -> None:

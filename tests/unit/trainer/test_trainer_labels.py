@@ -325,6 +325,25 @@ def test_a_vision_language_model_names_features_when_it_is_asked_to(
         assert any(feature.label == "rain" and feature.label_source == "automatic" for feature in editor.features())
 
 
+def test_the_report_says_how_good_every_part_is(
+    labelled: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, _ = labelled
+    before = (bundle / "library" / "library.sqlite").read_bytes()
+    main(["report-library", "--bundle", str(bundle), "--out", str(tmp_path / "report.md")])
+    text = capsys.readouterr().out
+    assert text.strip() == (tmp_path / "report.md").read_text().strip()
+    assert "128 features over 1,500 pictures" in text
+    assert "Not made yet: icons and causal scores (draw-icons)." in text
+    assert "| predicts: AUC |" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/webp;base64," in page
+    assert "Labels that predict best" in page
+    # Nothing was changed, and nothing is left lying about.
+    assert (bundle / "library" / "library.sqlite").read_bytes() == before
+    assert [file.name for file in (bundle / "library").iterdir()] == ["library.sqlite"]
+
+
 def test_what_cannot_be_labelled_is_refused_in_a_sentence(
     labelled: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

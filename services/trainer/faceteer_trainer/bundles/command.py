@@ -14,7 +14,7 @@ from faceteer_runtime.bundle import BundleError
 from rich.console import Console
 from rich.table import Table
 
-from faceteer_trainer.bundles.completion import complete, describe
+from faceteer_trainer.bundles.completion import complete, describe, with_sae
 from faceteer_trainer.bundles.manifest import known, read_recipe
 from faceteer_trainer.bundles.pull import pull
 from faceteer_trainer.bundles.sources import Directory, Hub, Source
@@ -37,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("info", help="what a bundle is made of")
     show.add_argument("directory", type=Path)
     show.add_argument("--json", action="store_true")
+    exchange = actions.add_parser("with-sae", help="a bundle with an SAE of your own; its library starts empty")
+    exchange.add_argument("directory", type=Path, help="the bundle whose other parts are taken")
+    exchange.add_argument("--sae", type=Path, required=True, help="what train-sae or import-sae wrote")
+    exchange.add_argument("--out", type=Path, required=True, help="the new bundle's directory")
     every = actions.add_parser("list", help="bundles that can be pulled, and those that are here")
     every.add_argument("directories", type=Path, nargs="*", default=[_HOME])
 
@@ -59,6 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
                 print(json.dumps(found, indent=1))
             else:
                 _show(found, console)
+        case "with-sae":
+            made = with_sae(arguments.directory, arguments.sae, arguments.out)
+            console.print(f"{made} is whole; give it a library with build-library", highlight=False, soft_wrap=True)
         case "list":
             _list(arguments.directories, console)
 

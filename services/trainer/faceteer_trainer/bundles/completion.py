@@ -6,6 +6,7 @@ Knows the bundle's layout (docs/bundles.md) and nothing of where the files came 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from faceteer_encoder.model import load_encoder
 from faceteer_library.writer import FeatureRow, LibraryWriter
 from faceteer_runtime import bundle as bundle_format
 from faceteer_runtime.bundle import Bundle, BundleError
-from faceteer_sae.weights import load_config
+from faceteer_sae.weights import CONFIG, WEIGHTS, load_config
 from safetensors.torch import save_file
 
 from faceteer_trainer.bundles.manifest import Recipe
@@ -115,6 +116,56 @@ def _write_empty_library(out: Path, manifest: dict[str, Any]) -> None:
     ) as writer:
         for index in range(config.d_sae):
             writer.feature(FeatureRow(index, "", 0.0, 0.0, 0.0, 0.0, 0.0, *nothing))
+
+
+def with_sae(bundle_directory: Path, sae_directory: Path, out: Path) -> Path:
+    """Another bundle with another SAE: the models are shared where the file system can, the library starts empty.
+
+    Raises:
+        JobError: no bundle, no SAE, one of another encoder, or ``out`` is there already.
+    """
+    if out.exists():
+        raise JobError(f"{out}: is there already; choose another --out")
+    try:
+        bundle = Bundle.open(bundle_directory)
+        config = load_config(sae_directory)
+        trained_on = config.metadata.get("encoder_revision")
+        encoder = bundle.part("encoder")
+        if trained_on not in (None, encoder.revision) or config.d_in != encoder.facts.get("embed_dim", config.d_in):
+            raise JobError(
+                f"{sae_directory}: an SAE of encoder {trained_on or '?'} with {config.d_in} values, but "
+                f"{bundle_directory} has encoder {encoder.revision} with {encoder.facts.get('embed_dim')}; train it on "
+                "that one's embeddings"
+            )
+        manifest = json.loads((bundle_directory / bundle_format.MANIFEST).read_text(encoding="utf-8"))
+        draft = out.with_name(f".{out.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        for part in manifest["parts"]:
+            if part not in ("sae", "library"):
+                shutil.copytree(bundle_directory / part, draft / part, copy_function=_shared)
+        for name in (CONFIG, WEIGHTS, "feature_statistics.safetensors"):
+            if (sae_directory / name).is_file():
+                (draft / "sae").mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sae_directory / name, draft / "sae" / name)
+        parts = {**manifest["parts"], "sae": {"kind": "sae"}, "library": {"kind": "sqlite"}}
+        own = {**manifest, "files": [], "parts": {name: facts for name, facts in parts.items() if name != "library"}}
+        own.pop("pulled", None)
+        _write_empty_library(draft, own)
+        bundle_format.seal(draft, {**own, "parts": parts})
+        Bundle.open(draft)
+        draft.replace(out)
+    except BundleError as error:
+        raise JobError(str(error)) from None
+    except OSError as error:
+        raise JobError(f"{out}: cannot be written ({error.strerror})") from None
+    return out
+
+
+def _shared(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def describe(directory: Path) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""How good a library's every part is: figures, and features to look at. Knows nothing of how pages look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from faceteer_library.editor import Described, LibraryEditor
+
+from faceteer_trainer.labels.agreement import CAUSES, PREDICTS, agree
+
+
+class Quartiles(NamedTuple):
+    """A distribution in three numbers, and over how many; NaN where there is nothing."""
+
+    low: float
+    median: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> Quartiles:
+        """25 %, 50 %, 75 %."""
+        if not values:
+            return cls(float("nan"), float("nan"), float("nan"), 0)
+        return cls(*(float(value) for value in np.quantile(values, (0.25, 0.5, 0.75))), len(values))
+
+
+@dataclass(frozen=True)
+class LibraryReport:
+    """What there is to say.
+
+    Attributes:
+        facts: the library's meta.
+        features, alive, labelled, iconic: counts; iconic have an icon.
+        detection, accuracy, causal: of labels.
+        predict, cause: shares of the measured labels that reach the line; both: of those with two scores, that agree.
+        best, worst, disagreeing: features to look at.
+        missing: parts that have not been made, with the command that makes them.
+    """
+
+    facts: dict[str, str]
+    features: int
+    alive: int
+    labelled: int
+    iconic: int
+    detection: Quartiles
+    accuracy: Quartiles
+    causal: Quartiles
+    predict: float
+    cause: float
+    both: float
+    best: list[Described]
+    worst: list[Described]
+    disagreeing: list[Described]
+    missing: list[str]
+
+
+def report_on(editor: LibraryEditor, shown: int = 12) -> LibraryReport:
+    """Reads the whole library; nothing is changed."""
+    features = list(editor.features())
+    labelled = [feature for feature in features if feature.label]
+    detection = [f.detection_score for f in labelled if f.detection_score is not None]
+    causal = [f.causal_score for f in labelled if f.causal_score is not None]
+    accuracy = [f.detection_balanced_accuracy for f in labelled if f.detection_balanced_accuracy is not None]
+    verdicts = [agree(f.detection_score, f.causal_score) for f in labelled]
+    measured = [verdict for verdict in verdicts if verdict is not None]
+    by_detection = sorted(
+        (f for f in labelled if f.detection_score is not None), key=lambda f: -(f.detection_score or 0)
+    )
+    apart = [f for f, verdict in zip(labelled, verdicts, strict=True) if verdict is False]
+    apart.sort(key=lambda f: -abs((f.detection_score or 0) - (f.causal_score or 0)))
+    icons = editor.icon_keys()
+    missing = []
+    if not labelled:
+        missing.append("labels (label-library)")
+    if not icons:
+        missing.append("icons and causal scores (draw-icons)")
+    return LibraryReport(
+        editor.facts,
+        len(features),
+        sum(feature.firing_share > 0 for feature in features),
+        len(labelled),
+        len(icons),
+        Quartiles.of(detection),
+        Quartiles.of(accuracy),
+        Quartiles.of(causal),
+        _share([score >= PREDICTS for score in detection]),
+        _share([score >= CAUSES for score in causal]),
+        _share(measured),
+        by_detection[:shown],
+        by_detection[::-1][:shown],
+        apart[:shown],
+        missing,
+    )
+
+
+def _share(hits: list[bool]) -> float:
+    return float(np.mean(hits)) if hits else float("nan")
