@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from faceteer_runtime.bundle import BundleError
+from faceteer_sae.rows import BLOCK, Rows
 from faceteer_sae.weights import SaeConfig, decoder_rows, encoder_rows, load_config, load_weights
 from torch.nn import functional
 
@@ -39,8 +40,8 @@ class ServedSae:
     def __init__(self, config: SaeConfig, weights: dict[str, torch.Tensor], device: str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
         self.d_in, self.d_sae = config.d_in, config.d_sae
-        self.W_enc = torch.cat([block.to(self.device) for block in encoder_rows(weights).blocks()])
-        self.W_dec = torch.cat([block.to(self.device) for block in decoder_rows(weights).blocks()])
+        self.W_enc = _whole(encoder_rows(weights), self.device)
+        self.W_dec = _whole(decoder_rows(weights), self.device)
         self.b_enc = weights["b_enc"].float().to(self.device)
         self.b_dec = weights["b_dec"].float().to(self.device)
         given = weights.get("threshold", weights.get("topk_threshold", torch.zeros(())))
@@ -85,6 +86,14 @@ class ServedSae:
             pre = torch.linalg.vecdot(x_in[rows[some]], self.W_enc[columns[some]]) + self.b_enc[columns[some]]
             acts[rows[some], columns[some] - part.start] = pre.clamp_min(0)
         return acts
+
+
+def _whole(rows: Rows, device: torch.device) -> torch.Tensor:
+    """All rows in float32; never two copies of them at once."""
+    whole = torch.empty(rows.values.shape, device=device)
+    for number, block in enumerate(rows.blocks()):
+        whole[number * BLOCK : number * BLOCK + len(block)] = block
+    return whole
 
 
 @dataclass
@@ -148,7 +157,10 @@ class _PairSimilarity:
 
     def result(self) -> Monosemanticity:
         """The scores."""
-        norms = torch.cat([part.double().square().sum(1) for part in self.vectors.split(ROWS)])
+        # Into one tensor: small results kept between large temporaries would leave the heap full of holes.
+        norms = torch.empty_like(self.sums)
+        for start in range(0, len(norms), ROWS):
+            norms[start : start + ROWS] = self.vectors[start : start + ROWS].double().square_().sum(1)
         pairs = self.sums.square() - self.squares
         known = (self.fired >= 2) & (pairs > 0)
         scores = torch.where(known, (norms - self.squares) / pairs, torch.nan)
