@@ -14,11 +14,13 @@ import grpc.aio
 import numpy as np
 import pytest
 from faceteer.v1 import edits_pb2, library_pb2, library_pb2_grpc, tensor_pb2
+from faceteer_library.editor import LibraryEditor
 from faceteer_library.schema import PEOPLE
 from faceteer_library.service import build
 from faceteer_library.settings import LibrarySettings
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
 from faceteer_runtime.bundle import Bundle, BundleError, seal, verify
+from faceteer_runtime.icons import pack_template
 from faceteer_runtime.server import start
 from rpc_errors import Failure, read_error
 
@@ -150,6 +152,9 @@ async def test_a_search_goes_by_words_or_likeness_and_refuses_the_rest(serve: Se
     assert (list(like.hits), like.total_size) == ([], 0)
     like = await stub.SearchFeatures(library_pb2.SearchFeaturesRequest(similar_to=at(0)))
     assert [(hit.feature.index, hit.score) for hit in like.hits] == [(2, 0.75), (4, 0.5)]
+    fires = tensor_pb2.SparseFeatures(indices=[3, 1], activations=[1.0, 4.0])
+    hits = (await stub.SearchFeatures(library_pb2.SearchFeaturesRequest(activations=fires))).hits
+    assert [(hit.feature.index, hit.score) for hit in hits] == [(1, 2.0), (3, 0.5)]
     picture = library_pb2.SearchFeaturesRequest(picture=tensor_pb2.EmbedsInput(embedding_id="x"))
     assert (await failure_of(stub.SearchFeatures(picture))).reason == "NOT_IN_BUNDLE"
     nothing = await failure_of(stub.SearchFeatures(library_pb2.SearchFeaturesRequest()))
@@ -258,3 +263,60 @@ async def test_a_labels_file_of_which_only_some_tables_are_made_yet_is_left_alon
     assert [hit.feature.index for hit in (await stub.SearchFeatures(request)).hits] == [1]
     await stub.SetFeatureLabel(library_pb2.SetFeatureLabelRequest(feature=at(1), label="lighthouse"))
     assert not (await stub.SearchFeatures(request)).hits
+
+
+async def test_the_operators_settings_say_who_sees_what(
+    serve: Serve, library_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LibraryEditor(library_bundle / "library" / "library.sqlite") as editor:
+        editor.safety_class(0, "violence")
+        editor.safety_class(1, "nudity")
+    seal(library_bundle)
+    ask = library_pb2.ListFeaturesRequest(page_size=1000)
+
+    async def seen(stub: library_pb2_grpc.LibraryServiceStub, key: str, *classes: str) -> set[int]:
+        request = library_pb2.ListFeaturesRequest(page_size=1000)
+        request.filter.include_safety_classes.extend(classes)
+        metadata = (("x-faceteer-access", key),) if key else ()
+        return {feature.index for feature in (await stub.ListFeatures(request, metadata=metadata)).features}
+
+    caplog.set_level("DEBUG")
+    everything = set(range(len(LABELS)))
+    stub = await serve()
+    assert await seen(stub, "") == everything - {0, 1}
+    denied = await failure_of(seen(stub, "anything", "violence"))
+    assert (denied.code, denied.reason) == ("PERMISSION_DENIED", "NOT_PERMITTED")
+    monkeypatch.setenv("FACETEER_LIBRARY_ACCESS_KEYS", "a-long-secret, another-long-secret")
+    monkeypatch.setenv("FACETEER_LIBRARY_GATED_CLASSES", "violence,gore")
+    stub = await serve()
+    assert await seen(stub, "") == everything - {0}, "a class that is not gated needs no key"
+    assert await seen(stub, "another-long-secret", "violence") == everything
+    assert (await failure_of(seen(stub, "another-long-secre", "violence"))).reason == "NOT_PERMITTED"
+    monkeypatch.setenv("FACETEER_LIBRARY_GATED_CLASSES", "none")
+    stub = await serve()
+    assert await seen(stub, "", "*") == everything
+    assert (await stub.ListFeatures(ask)).total_size == len(LABELS)
+    assert "long-secret" not in caplog.text
+    assert "long-secret" not in repr(LibrarySettings())
+
+
+async def test_the_library_says_what_it_covers(serve: Serve) -> None:
+    answer = await (await serve()).GetLibrary(library_pb2.GetLibraryRequest())
+    assert (answer.bundle, answer.corpus, answer.n_pictures, answer.sae_revision) == ("tiny", "none", 100, "sae1")
+    assert (answer.n_features, answer.n_alive, answer.n_labelled) == (8, 7, 7)
+    assert not answer.searches_meaning
+    assert answer.revision
+    assert answer.created
+
+
+async def test_a_feature_without_an_icon_comes_with_what_one_can_be_drawn_from(
+    serve: Serve, library_bundle: Path
+) -> None:
+    # Of the published encoder's length: a call's metadata must have room for it.
+    template = pack_template(np.linspace(-3, 3, 1280))
+    with LibraryEditor(library_bundle / "library" / "library.sqlite") as editor:
+        editor.meta("icon_template", template)
+    seal(library_bundle)
+    stub = await serve()
+    failure = await failure_of(stub.GetFeatureIcon(library_pb2.GetFeatureIconRequest(feature=at(0))))
+    assert (failure.reason, failure.metadata) == ("ICON_NOT_MADE", {"feature_index": "0", "icon_template": template})

@@ -75,7 +75,9 @@ class Sae(sae_pb2_grpc.SaeServiceServicer):
 
     async def EditEmbeds(self, request: Any, context: Any) -> sae_pb2.EditEmbedsResponse:
         assert request.input.WhichOneof("source") == "embeds", "the studio sends embeddings inline"
-        outcomes = [edits_pb2.EditOutcome(feature_index=edit.feature.index) for edit in request.edits]
+        outcomes = [
+            edits_pb2.EditOutcome(feature_index=edit.feature.index, operation=edit.operation) for edit in request.edits
+        ]
         return sae_pb2.EditEmbedsResponse(
             embedding=tensor_pb2.Embedding(embedding_id="enc1-" + "1" * 64, embeds=request.input.embeds),
             report=edits_pb2.EditReport(outcomes=outcomes, measured=request.measure),
@@ -181,6 +183,21 @@ async def test_labels_are_resolved_and_filled_in(door: SimpleNamespace) -> None:
     assert [(outcome.feature_index, outcome.label) for outcome in edited.report.outcomes] == [(5, "snow"), (3, "night")]
     assert [edit.feature.index for edit in edited.edits] == [5, 3]
     assert edited.revisions == execution_pb2.Revisions(encoder="enc1", sae="sae1", generator="gen1", library="lib1")
+
+
+async def test_a_feature_that_the_library_does_not_show_can_only_be_turned_off(door: SimpleNamespace) -> None:
+    def request(operation: int) -> studio_pb2.EditImageRequest:
+        edit = edits_pb2.Edit(feature=edits_pb2.FeatureRef(index=GATED), operation=operation)
+        return studio_pb2.EditImageRequest(input=studio_pb2.ImageInput(image=b"x"), edits=[edit], report_only=True)
+
+    (event,) = [event async for event in door.studio.EditImage(request(edits_pb2.EDIT_OPERATION_ABLATE))]
+    assert [(outcome.feature_index, outcome.label) for outcome in event.edited.report.outcomes] == [(GATED, "")]
+    for operation in (edits_pb2.EDIT_OPERATION_SET, edits_pb2.EDIT_OPERATION_ADD, edits_pb2.EDIT_OPERATION_SCALE):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [event async for event in door.studio.EditImage(request(operation))]
+        failure = read_error(caught.value)
+        assert (failure.reason, failure.fields) == ("UNKNOWN_FEATURE", ["edits[0].feature.index"])
+        assert not door.generator_servicer.deadlines, "nothing was drawn"
 
 
 async def test_an_unknown_label_names_its_edit_and_the_nearest(door: SimpleNamespace) -> None:
