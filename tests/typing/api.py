@@ -65,15 +65,27 @@ def blocking(array: npt.NDArray[np.uint8]) -> None:
         night = client.features["night"]
         assert_type(night, faceteer.Feature)
         assert_type(night.statistics.histogram, faceteer.Histogram | None)
-        assert_type(night.examples(), list[faceteer.FeatureExample])
-        assert_type(night.similar(), list[faceteer.Feature])
-        assert_type(client.features.search("snow"), list[faceteer.Feature])
+        assert_type(night.examples(), faceteer.FeatureExamples)
+        assert_type(night.similar(), faceteer.FeatureList)
+        assert_type(client.features.search("snow", alive=True, min_causal_score=0.5), faceteer.FeatureList)
+        assert_type(client.features.search("snow")[:3], faceteer.FeatureList)
+        assert_type(client.features.search("snow")[0], faceteer.Feature)
+        assert_type(client.features.info(), faceteer.LibraryFacts)
+        assert_type(night.icon().tiles, tuple[Image.Image, ...])
+        assert_type(client.embed_prompt("a boat", seed=3), faceteer.Photo)
+        assert_type(client.encode_features(photo), list[faceteer.FeatureEncoding])
+        kept = client.encode_features([photo, photo.embeds], on_error="return")
+        assert_type(kept, list[faceteer.FeatureEncoding | faceteer.FaceteerError])
+        assert_type(client.decode_features([{3: 0.5}]), npt.NDArray[np.float32])
+        assert_type(edit.render(keep_layout="image_to_image", strength=0.5), Image.Image)
         assert_type(client.features.list(order="label"), Iterator[faceteer.Feature])
 
         edit.set("night", 1.0, unit="percent")  # type: ignore[arg-type]
         edit.render(scheduler="euler")  # type: ignore[call-overload]
         edit.render(seed=1, seeds=[2])  # type: ignore[call-overload]
         client.encode([], on_error="ignore")  # type: ignore[arg-type]
+        edit.render(keep_layout="tracing")  # type: ignore[call-overload]
+        client.features.search("snow", min_score=0.5)  # type: ignore[call-arg]
         client.open(42)  # type: ignore[arg-type]
 
 

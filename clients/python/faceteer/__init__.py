@@ -19,10 +19,10 @@ from faceteer._async_client import (
     AsyncPhoto,
     connect_async,
 )
-from faceteer._async_client_features import AsyncFeature, AsyncFeatureLibrary
+from faceteer._async_client_features import AsyncFeature, AsyncFeatureLibrary, AsyncFeatureList
 from faceteer._channels import Tls
 from faceteer._client import Client, Edit, Photo, connect
-from faceteer._client_features import Feature, FeatureLibrary
+from faceteer._client_features import Feature, FeatureLibrary, FeatureList
 from faceteer._comparing import Difference, FeatureDifference
 from faceteer._edits import FeatureEdit
 from faceteer._errors import (
@@ -55,13 +55,17 @@ from faceteer._errors import (
     UnreadableImageError,
 )
 from faceteer._events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
+from faceteer._facts import FeatureExample, FeatureStatistics, Histogram, LibraryFacts, RelatedFeature
+from faceteer._feature_bases import FeatureExamples
+from faceteer._features import FeatureEncoding
 from faceteer._fired import FiredFeature, FiredFeatures
-from faceteer._library import FeatureExample, FeatureStatistics, Histogram, RelatedFeature
+from faceteer._icons import FeatureIcon
+from faceteer._library import FeatureFilters
 from faceteer._recipe import Recipe
 from faceteer._report import EditOutcome, EditReport, FeatureDrift
 from faceteer._retries import Retries, Timeouts
 from faceteer._server import EncoderFacts, GeneratorFacts, SaeFacts, ServerStatus
-from faceteer._values import Execution, Notice, Revisions, Settings
+from faceteer._values import DrawingOptions, Execution, Notice, Revisions, Settings
 
 __version__ = "0.1.0"
 
@@ -72,12 +76,14 @@ __all__ = [
     "AsyncEdit",
     "AsyncFeature",
     "AsyncFeatureLibrary",
+    "AsyncFeatureList",
     "AsyncPhoto",
     "BatchTooLargeError",
     "CancelledError",
     "Client",
     "DeadlineExceededError",
     "Difference",
+    "DrawingOptions",
     "Drawn",
     "Edit",
     "EditEvent",
@@ -93,8 +99,13 @@ __all__ = [
     "FeatureDifference",
     "FeatureDrift",
     "FeatureEdit",
+    "FeatureEncoding",
     "FeatureExample",
+    "FeatureExamples",
+    "FeatureFilters",
+    "FeatureIcon",
     "FeatureLibrary",
+    "FeatureList",
     "FeatureStatistics",
     "Finished",
     "FiredFeature",
@@ -106,6 +117,7 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "InvalidRecipeError",
+    "LibraryFacts",
     "MessageTooLargeError",
     "NoiseExpiredError",
     "NotFoundError",

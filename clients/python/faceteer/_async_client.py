@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from PIL import Image
@@ -20,15 +20,25 @@ from faceteer._channels import Endpoint, TlsOption
 from faceteer._comparing import Difference, diff, transfer
 from faceteer._editing import EditPlan, edit_events, edit_recipe, edit_render, edit_report
 from faceteer._edits import FeatureEdit
+from faceteer._errors import FaceteerError
 from faceteer._events import EditEvent, Preview
-from faceteer._opening import Context, open_embeds, open_picture
+from faceteer._features import (
+    Decodable,
+    FeatureEncoding,
+    OnItemError,
+    decodables_of,
+    decode_features,
+    embeddings_of,
+    encode_features,
+)
+from faceteer._opening import Context, embed_prompt, open_embeds, open_picture
 from faceteer._pictures import Picture
 from faceteer._progress import Bar, ProgressOption
 from faceteer._recipe import Recipe
 from faceteer._report import EditReport
 from faceteer._retries import Retries, Timeouts
 from faceteer._server import ServerStatus, server_status
-from faceteer._values import Scheduler, Settings
+from faceteer._values import DrawingOptions, Settings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,6 +51,7 @@ def connect_async(
     tls: TlsOption = False,
     retries: int | Retries | None = None,
     metadata: Mapping[str, str] | None = None,
+    access_key: str | None = None,
 ) -> AsyncClient:
     """A client of the Faceteer server at ``address``. It connects at its first call; close it, or use ``async with``.
 
@@ -50,11 +61,13 @@ def connect_async(
         tls: True, or a :class:`Tls`.
         retries: how often to try again, or a :class:`Retries`.
         metadata: sent with every call ("authorization", say).
+        access_key: for features whose safety class the operator gates; FACETEER_ACCESS_KEY when left out. Use TLS with
+            it anywhere but on one machine: it travels as metadata.
 
     Raises:
-        InvalidArgumentError: the address is none, or timeout or retries are negative.
+        InvalidArgumentError: the address is none, timeout or retries are negative, or the key cannot travel.
     """
-    endpoint = Endpoint.of(address, tls, metadata)
+    endpoint = Endpoint.of(address, tls, metadata, access_key)
     context = Context(endpoint.address, Retries.of(retries), Timeouts.of(timeout))
     return AsyncClient(AsyncDriver(endpoint), context)
 
@@ -95,6 +108,46 @@ class AsyncClient(Bound[AsyncDriver]):
         """Names the features of an embedding [d] without a picture; otherwise as :meth:`open`."""
         operation = open_embeds(self._context, embeds, max_features=max_features, timeout=timeout)
         opened = await self._driver.run(operation)
+        return AsyncPhoto(self._driver, self._context, opened)
+
+    async def embed_prompt(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        max_features: int = 1000,
+        timeout: float | None = None,
+    ) -> AsyncPhoto:
+        """A photo that was never taken: the embedding that the bundle's prior imagines for a text, opened.
+
+        Args:
+            prompt: what should be in it.
+            negative_prompt: what to steer away from.
+            seed: of the prior's noise; another seed imagines another picture.
+            steps: the prior's denoising steps; 25 when left out.
+            guidance_scale: the prior's; 4 when left out.
+            max_features: how many of the strongest features to keep; 0 keeps all.
+            timeout: seconds, retries included.
+
+        Raises:
+            InvalidArgumentError: an empty prompt, or a value out of range.
+            NotInBundleError: the server's bundle has no prior.
+        """
+        opened = await self._driver.run(
+            embed_prompt(
+                self._context,
+                prompt,
+                negative_prompt=negative_prompt,
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                max_features=max_features,
+                timeout=timeout,
+            )
+        )
         return AsyncPhoto(self._driver, self._context, opened)
 
     async def diff(
@@ -177,6 +230,85 @@ class AsyncClient(Bound[AsyncDriver]):
         """The embeddings of texts in the pictures' space, float32 [n, d]. NotInBundleError without a text tower."""
         return await self._driver.run(encode_texts(self._context, texts, timeout=timeout))
 
+    @overload
+    async def encode_features(
+        self,
+        embeds: AsyncPhoto | npt.NDArray[Any] | Iterable[AsyncPhoto | npt.NDArray[Any]],
+        *,
+        max_features: int = 0,
+        include_error: bool = False,
+        on_error: Literal["raise"] = "raise",
+        timeout: float | None = None,
+    ) -> list[FeatureEncoding]: ...
+    @overload
+    async def encode_features(
+        self,
+        embeds: AsyncPhoto | npt.NDArray[Any] | Iterable[AsyncPhoto | npt.NDArray[Any]],
+        *,
+        max_features: int = 0,
+        include_error: bool = False,
+        on_error: Literal["return"],
+        timeout: float | None = None,
+    ) -> list[FeatureEncoding | FaceteerError]: ...
+    async def encode_features(
+        self,
+        embeds: AsyncPhoto | npt.NDArray[Any] | Iterable[AsyncPhoto | npt.NDArray[Any]],
+        *,
+        max_features: int = 0,
+        include_error: bool = False,
+        on_error: OnItemError = "raise",
+        timeout: float | None = None,
+    ) -> Any:
+        """The features of embeddings, as numbers, without names: one :class:`FeatureEncoding` each.
+
+        Args:
+            embeds: a photo, an embedding [d], embeddings [n, d], or several of these.
+            max_features: only this many of the strongest; 0 for all that fire.
+            include_error: also the reconstruction error, which :meth:`decode_features` adds back.
+            on_error: "raise" the first item's error, with ``.index``; "return" errors in their items' places.
+            timeout: seconds for all of them.
+        """
+        return await self._driver.run(
+            encode_features(
+                self._context,
+                embeddings_of(embeds),
+                max_features=max_features,
+                include_error=include_error,
+                on_error=on_error,
+                timeout=timeout,
+            )
+        )
+
+    @overload
+    async def decode_features(
+        self,
+        features: Decodable | Iterable[Decodable],
+        *,
+        on_error: Literal["raise"] = "raise",
+        timeout: float | None = None,
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    async def decode_features(
+        self, features: Decodable | Iterable[Decodable], *, on_error: Literal["return"], timeout: float | None = None
+    ) -> list[npt.NDArray[np.float32] | FaceteerError]: ...
+    async def decode_features(
+        self,
+        features: Decodable | Iterable[Decodable],
+        *,
+        on_error: OnItemError = "raise",
+        timeout: float | None = None,
+    ) -> Any:
+        """Features to embeddings, float32 [n, d]: W_dec f + b_dec, and the error where an encoding brings it.
+
+        Args:
+            features: a :class:`FeatureEncoding`, a mapping of indices to activations (RAW), or several of these.
+            on_error: as for :meth:`encode_features`; with "return" the answer is a list.
+            timeout: seconds for all of them.
+        """
+        return await self._driver.run(
+            decode_features(self._context, decodables_of(features), on_error=on_error, timeout=timeout)
+        )
+
     async def status(self, *, timeout: float | None = None) -> ServerStatus:
         """What the server runs, its limits, and whether its services are well."""
         return await self._driver.run(server_status(self._context, timeout=timeout))
@@ -227,14 +359,11 @@ class AsyncEdit(EditBase[AsyncDriver]):
         *,
         seed: int | None = None,
         seeds: None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        size: int | tuple[int, int] | None = None,
-        scheduler: Scheduler | None = None,
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
         timeout: float | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> Image.Image: ...
     @overload
     async def render(
@@ -242,28 +371,22 @@ class AsyncEdit(EditBase[AsyncDriver]):
         *,
         seed: None = None,
         seeds: Iterable[int],
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        size: int | tuple[int, int] | None = None,
-        scheduler: Scheduler | None = None,
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
         timeout: float | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> list[Image.Image]: ...
     async def render(
         self,
         *,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        size: int | tuple[int, int] | None = None,
-        scheduler: Scheduler | None = None,
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
         timeout: float | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> Image.Image | list[Image.Image]:
         """Draws the edited photo: one picture, or with ``seeds`` a list of one each.
 
@@ -272,18 +395,17 @@ class AsyncEdit(EditBase[AsyncDriver]):
         Args:
             seed: the same seed draws the same picture. Left out: the edit's own, or one that the server picks.
             seeds: several pictures in one call.
-            steps: denoising steps. Left out, as all that follows: the edit's own settings, then the server's defaults.
-            guidance_scale: classifier-free guidance; 1 or less draws without.
-            size: pixels, or (width, height).
-            scheduler: "ddpm", "ddim", "dpm_solver_pp" or "lcm".
             progress: True shows a bar on a terminal's stderr; a function is called with (done, total) steps.
             previews: called with each rough picture, and awaited when it is a coroutine function; so are all callbacks.
             preview_every: steps between two previews; 5 when ``previews`` is given.
             timeout: seconds, retries included.
+            options: steps, guidance_scale, size, scheduler, keep_layout, strength: :class:`DrawingOptions`.
+
+        Raises:
+            InvalidArgumentError: an option cannot be used; keep_layout for a photo opened without a picture.
+            NotInBundleError: keep_layout, and the server's decoder cannot read pictures.
         """
-        settings = Settings.of(
-            seed=seed, seeds=seeds, steps=steps, guidance_scale=guidance_scale, size=size, scheduler=scheduler
-        )
+        settings = Settings.of(seed=seed, seeds=seeds, **options)
         pictures = await self._driver.run(
             edit_render(
                 self._context,
@@ -302,17 +424,12 @@ class AsyncEdit(EditBase[AsyncDriver]):
         *,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        size: int | tuple[int, int] | None = None,
-        scheduler: Scheduler | None = None,
         preview_every: int = 0,
         timeout: float | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> AsyncIterator[EditEvent]:
         """Draws as :meth:`render` does and yields every event. Leaving the loop stops the drawing at the next step."""
-        settings = Settings.of(
-            seed=seed, seeds=seeds, steps=steps, guidance_scale=guidance_scale, size=size, scheduler=scheduler
-        )
+        settings = Settings.of(seed=seed, seeds=seeds, **options)
         return self._driver.iterate(
             edit_events(self._context, self._plan, settings, preview_every=preview_every, timeout=timeout)
         )
@@ -322,14 +439,9 @@ class AsyncEdit(EditBase[AsyncDriver]):
         *,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        size: int | tuple[int, int] | None = None,
-        scheduler: Scheduler | None = None,
         timeout: float | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> Recipe:
         """The edit as data. The settings are those given, else those it was drawn with last, else its own."""
-        settings = Settings.of(
-            seed=seed, seeds=seeds, steps=steps, guidance_scale=guidance_scale, size=size, scheduler=scheduler
-        )
+        settings = Settings.of(seed=seed, seeds=seeds, **options)
         return await self._driver.run(edit_recipe(self._context, self._plan, settings, timeout=timeout))

@@ -5,9 +5,10 @@ Knows nothing of drivers; :mod:`faceteer._client` and :mod:`faceteer._async_clie
 
 from __future__ import annotations
 
-import html
+import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 import numpy as np
 from PIL import Image
@@ -15,10 +16,11 @@ from PIL import Image
 from faceteer._editing import EditPlan
 from faceteer._edits import FeatureEdit, FeatureKey, Unit, chained, without
 from faceteer._fired import FiredFeatures
-from faceteer._library import FeatureFacts, FeatureStatistics, LabelSource, RelatedFeature
+from faceteer._html import FILE_BYTES, save_page
 from faceteer._opening import Context, OpenedPhoto
+from faceteer._photo_views import edit_view, photo_view
 from faceteer._pictures import decode_picture
-from faceteer._values import Execution, Notice, Revisions, Scheduler, Settings
+from faceteer._values import DrawingOptions, Execution, Notice, Revisions, Settings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -103,19 +105,28 @@ class PhotoBase(Bound[D]):
 
     @property
     def data(self) -> bytes | None:
-        """The whole file as it was sent; None when opened from an embedding."""
+        """The whole file as it was sent; None when opened from an embedding or a prompt."""
         return self._opened.data
 
     @property
+    def prompt(self) -> str:
+        """The text that it was imagined for; empty when it was not made by :meth:`Client.embed_prompt`."""
+        return self._opened.prompt
+
+    @property
     def image(self) -> Image.Image | None:
-        """The picture itself; None when opened from an embedding."""
+        """The picture itself; None when opened from an embedding or a prompt."""
         return None if self._opened.data is None else decode_picture(self._opened.data)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: {self.l0} features, {', '.join(map(str, self.features.top(3)))}>"
 
     def _repr_html_(self) -> str:
-        return f"<b>{html.escape(self.name)}</b>{self.features._repr_html_()}"
+        return photo_view(self._opened)
+
+    def save_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the picture and its features as a page of its own, and returns the path."""
+        return save_page(path, self.name, photo_view(self._opened, most=50, budget=FILE_BYTES))
 
 
 class EditBase(Bound[D]):
@@ -176,15 +187,10 @@ class EditBase(Bound[D]):
         *,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        size: int | tuple[int, int] | None = None,
-        scheduler: Scheduler | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> Self:
         """The same, drawn with these settings unless render says otherwise."""
-        given = Settings.of(
-            seed=seed, seeds=seeds, steps=steps, guidance_scale=guidance_scale, size=size, scheduler=scheduler
-        )
+        given = Settings.of(seed=seed, seeds=seeds, **options)
         return self._changed(settings=self._plan.settings.overlaid(given))
 
     def __str__(self) -> str:
@@ -192,6 +198,13 @@ class EditBase(Bound[D]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._plan.photo.name}: {self}>"
+
+    def _repr_html_(self) -> str:
+        return edit_view(self._plan)
+
+    def save_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the edit as a page of its own, with what was drawn and reported of it so far, and returns the path."""
+        return save_page(path, self._plan.photo.name, edit_view(self._plan, budget=FILE_BYTES))
 
     def _plus(self, *edits: FeatureEdit) -> Self:
         return self._changed(edits=chained(self._plan.edits, edits))
@@ -204,71 +217,3 @@ class EditBase(Bound[D]):
         if settings.seeds or not self._plan.settings.seeds:
             return settings
         return settings.overlaid(Settings(seeds=self._plan.settings.seeds[:1]))
-
-
-class FeatureBase(Bound[D]):
-    """A feature as the library knows it."""
-
-    def __init__(self, driver: D, context: Context, facts: FeatureFacts) -> None:
-        super().__init__(driver, context)
-        self._facts = facts
-
-    @property
-    def index(self) -> int:
-        """In [0, d_sae)."""
-        return self._facts.index
-
-    @property
-    def label(self) -> str:
-        """What it means, in a few words; empty when nobody knows."""
-        return self._facts.label
-
-    @property
-    def name(self) -> str:
-        """Its label, or "#412"."""
-        return self.label or f"#{self.index}"
-
-    @property
-    def label_source(self) -> LabelSource:
-        """Who says so: "automatic", "model", "person", or "" without a label."""
-        return self._facts.label_source
-
-    @property
-    def statistics(self) -> FeatureStatistics:
-        """How it behaves on the library's corpus."""
-        return self._facts.statistics
-
-    @property
-    def coactivating(self) -> tuple[RelatedFeature, ...]:
-        """Features that fire together with it; score is the lift. Empty for a feature out of a list."""
-        return self._facts.coactivating
-
-    @property
-    def rivals(self) -> tuple[RelatedFeature, ...]:
-        """Features that hardly ever fire with it; score is the lift. Empty for a feature out of a list."""
-        return self._facts.rivals
-
-    @property
-    def nearest(self) -> tuple[RelatedFeature, ...]:
-        """Features with the closest decoder directions; score is the cosine. Empty for a feature out of a list."""
-        return self._facts.nearest
-
-    @property
-    def safety_class(self) -> str:
-        """The operator's safety class; empty for none."""
-        return self._facts.safety_class
-
-    @property
-    def score(self) -> float | None:
-        """How well it fits the search that found it, comparable within that search; None otherwise."""
-        return self._facts.score
-
-    def __eq__(self, other: object) -> bool:
-        return self._facts == other._facts if isinstance(other, FeatureBase) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((self.index, self.label))
-
-    def __repr__(self) -> str:
-        label = f" {self.label!r}" if self.label else ""
-        return f"<{type(self).__name__} #{self.index}{label}, fires on {self.statistics.firing_share:.1%}>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,8 @@ from faceteer._errors import InvalidArgumentError
 
 DEFAULT_ADDRESS = "localhost:50050"
 ADDRESS_VARIABLE = "FACETEER_ADDRESS"
+ACCESS_KEY_VARIABLE = "FACETEER_ACCESS_KEY"
+ACCESS_KEY_METADATA = "x-faceteer-access"
 
 _OPTIONS: list[tuple[str, Any]] = [
     # Pictures at full size are larger than gRPC's 4 MiB; the server's own limits bound what is sent.
@@ -66,11 +68,19 @@ class Endpoint:
 
     address: str
     credentials: grpc.ChannelCredentials | None
-    metadata: tuple[tuple[str, str], ...]
+    # Keys and tokens are in it: kept out of every repr.
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)
 
     @classmethod
-    def of(cls, address: str | None, tls: TlsOption, metadata: Mapping[str, str] | None) -> Endpoint:
-        """From what a user gives; the address falls back to FACETEER_ADDRESS, then to localhost:50050."""
+    def of(
+        cls,
+        address: str | None,
+        tls: TlsOption,
+        metadata: Mapping[str, str] | None,
+        access_key: str | None = None,
+    ) -> Endpoint:
+        """From what a user gives; the address falls back to FACETEER_ADDRESS, then to localhost:50050, the access
+        key to FACETEER_ACCESS_KEY, then to none."""
         chosen = address if address is not None else os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
         if not _ADDRESS.fullmatch(chosen):
             hint = "drop the scheme and use tls=True for TLS; pass " if "://" in chosen else "pass "
@@ -78,7 +88,12 @@ class Endpoint:
             raise InvalidArgumentError(f"address: {description}", field="address", description=description)
         tls = Tls() if tls is True else tls
         credentials = tls.credentials() if isinstance(tls, Tls) else None
-        return cls(chosen, credentials, tuple((name.lower(), value) for name, value in (metadata or {}).items()))
+        sent = {name.lower(): value for name, value in (metadata or {}).items()}
+        if access_key is not None or ACCESS_KEY_METADATA not in sent:
+            key = access_key if access_key is not None else os.environ.get(ACCESS_KEY_VARIABLE, "").strip()
+            if access_key is not None or key:
+                sent[ACCESS_KEY_METADATA] = _key(key)
+        return cls(chosen, credentials, tuple(sent.items()))
 
     def channel(self) -> grpc.Channel:
         """A blocking channel; connects at the first call."""
@@ -91,6 +106,14 @@ class Endpoint:
         if self.credentials is None:
             return grpc.aio.insecure_channel(self.address, options=_OPTIONS)
         return grpc.aio.secure_channel(self.address, self.credentials, options=_OPTIONS)
+
+
+def _key(key: str) -> str:
+    """An access key that can travel as metadata. Never shown in the error."""
+    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        description = f"must be printable ASCII without spaces around it; check the argument or {ACCESS_KEY_VARIABLE}"
+        raise InvalidArgumentError(f"access_key: {description}", field="access_key", description=description)
+    return key
 
 
 def _pem(given: str | os.PathLike[str] | bytes | None) -> bytes | None:

@@ -5,19 +5,23 @@ Knows nothing of how calls are made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from faceteer._editing import EditPlan, Outcome
 from faceteer._edits import FeatureEdit
 from faceteer._effects import Operation
 from faceteer._errors import InvalidArgumentError
+from faceteer._html import save_page
 from faceteer._library import get_features
 from faceteer._methods import DIFF_FEATURES, TRANSFER_FEATURES
 from faceteer._opening import Context, OpenedPhoto, call_with_photos
+from faceteer._photo_views import difference_view
 from faceteer._report import EditReport
-from faceteer._tables import html_table, text_table
+from faceteer._tables import text_table
 from faceteer.v1 import sae_pb2, studio_pb2
 
 
@@ -65,7 +69,11 @@ class Difference:
         return f"{self.summary()}\n\n{text_table(_HEADER, self.rows(), left=2)}"
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, self.rows(), left=2, caption=self.summary())
+        return difference_view(self)
+
+    def save_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the difference as a page of its own, and returns the path."""
+        return save_page(path, "Difference", difference_view(self))
 
     def summary(self) -> str:
         """One sentence."""

@@ -14,11 +14,18 @@ from PIL import Image
 
 from faceteer._edits import FeatureEdit, chained
 from faceteer._effects import END, Close, Emit, OpenStream, Operation, Receive, Tell, Work
-from faceteer._errors import EmbeddingExpiredError, FaceteerError, InternalError, InvalidArgumentError
+from faceteer._errors import (
+    EmbeddingExpiredError,
+    FaceteerError,
+    InternalError,
+    InvalidArgumentError,
+    NoiseExpiredError,
+)
 from faceteer._events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
+from faceteer._layout import kept_layout, photo_digest
 from faceteer._methods import EDIT_IMAGE
 from faceteer._opening import Context, OpenedPhoto, reopen
-from faceteer._pictures import decode_picture
+from faceteer._pictures import decode_picture, small
 from faceteer._progress import Bar
 from faceteer._recipe import Recipe
 from faceteer._report import EditReport
@@ -27,6 +34,7 @@ from faceteer._values import Execution, Revisions, Settings
 from faceteer.v1 import studio_pb2
 
 T = TypeVar("T")
+_PICTURES_KEPT = 4
 
 
 @dataclass
@@ -35,6 +43,8 @@ class Outcome:
 
     report: EditReport | None = None
     drawn_with: Settings | None = None
+    #: (seed, small picture) of the last drawing, for a notebook; full-size pictures are their owner's to keep.
+    pictures: tuple[tuple[int, Image.Image], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class EditPlan:
         expected: the models that the photo was opened with, or a recipe made for; the server refuses to run on others,
             where the same index is another feature.
         coverage: the share of a difference that the edits carry, for those made by transfer; None otherwise.
+        recipe_photo: SHA-256 of the picture that a recipe was made from, where it keeps a layout; empty otherwise.
     """
 
     photo: OpenedPhoto
@@ -52,6 +63,7 @@ class EditPlan:
     settings: Settings = field(default_factory=Settings)
     expected: Revisions = field(default_factory=Revisions)
     coverage: float | None = None
+    recipe_photo: str = ""
     outcome: Outcome = field(default_factory=Outcome, compare=False)
 
     def changed(self, **changes: Any) -> EditPlan:
@@ -67,7 +79,7 @@ class EditPlan:
         if isinstance(edits, Recipe):
             edits.check(photo.revisions)
             made_for = replace(opened_with, **{part: name for part, name in vars(edits.revisions).items() if name})
-            return cls(photo, edits.edits, edits.settings, made_for)
+            return cls(photo, edits.edits, edits.settings, made_for, recipe_photo=edits.photo)
         try:
             given = tuple(edits)
         except TypeError:
@@ -97,7 +109,8 @@ def edit_report(context: Context, plan: EditPlan, *, measure: bool, timeout: flo
 def edit_recipe(context: Context, plan: EditPlan, settings: Settings, *, timeout: float | None) -> Operation[Recipe]:
     """The edit as data: labels resolved by the server, settings as drawn last unless given."""
     report = yield from edit_report(context, plan, measure=False, timeout=timeout)
-    return _recipe(report, plan.settings.overlaid(plan.outcome.drawn_with or Settings()).overlaid(settings))
+    drawn_with = plan.settings.overlaid(plan.outcome.drawn_with or Settings()).overlaid(settings)
+    return _recipe(report, drawn_with, plan.photo)
 
 
 def edit_events(
@@ -146,8 +159,9 @@ def edit_render(
     return [pictures[index] for index in sorted(pictures)]
 
 
-def _recipe(report: EditReport, settings: Settings) -> Recipe:
-    return Recipe(report.edits, replace(report.revisions, library=""), settings)
+def _recipe(report: EditReport, settings: Settings, photo: OpenedPhoto) -> Recipe:
+    digest = photo_digest(photo) if settings.keep_layout in ("inversion", "image_to_image") else ""
+    return Recipe(report.edits, replace(report.revisions, library=""), settings, digest)
 
 
 def _nothing(event: EditEvent) -> Operation[None]:
@@ -168,8 +182,9 @@ def _events(
         raise InvalidArgumentError(
             f"preview_every: {preview_every} is negative", field="preview_every", description="0 sends no previews"
         )
-    state = _Stream(plan, settings, report_only, measure, preview_every)
-    stream = None
+    layout = None if report_only else kept_layout(settings, plan.photo, plan.recipe_photo)
+    state = _Stream(plan, settings, layout, report_only, measure, preview_every)
+    stream, noise_lost = None, False
     while True:
         try:
             stream = yield OpenStream(EDIT_IMAGE, state.request(), attempts.remaining)
@@ -184,6 +199,12 @@ def _events(
         except EmbeddingExpiredError as error:
             yield Close(stream)
             yield from reopen([plan.photo], attempts, error)
+        except NoiseExpiredError:
+            # The cache let the noise go between the inversion and the drawing; the same call inverts again.
+            yield Close(stream)
+            if noise_lost:
+                raise
+            noise_lost = True
         except FaceteerError as error:
             yield Close(stream)
             if state.complete:  # all is there, only the farewell was lost
@@ -196,10 +217,17 @@ class _Stream:
     """What has come of one edit's stream, over all its tries."""
 
     def __init__(
-        self, plan: EditPlan, settings: Settings, report_only: bool, measure: bool, preview_every: int
+        self,
+        plan: EditPlan,
+        settings: Settings,
+        layout: studio_pb2.KeepLayout | None,
+        report_only: bool,
+        measure: bool,
+        preview_every: int,
     ) -> None:
         self.plan = plan
         self.settings = settings
+        self.layout = layout
         self.report_only = report_only
         self.measure = measure
         self.preview_every = preview_every
@@ -229,6 +257,7 @@ class _Stream:
             report_only=self.report_only,
             skip_measuring=not self.measure or self.report is not None,
             preview_every=self.preview_every,
+            keep_layout=self.layout,
         )
 
     def event(self, message: studio_pb2.EditImageResponse) -> Operation[None]:
@@ -247,7 +276,13 @@ class _Stream:
         elif kind == "started":
             if self.started is None:
                 drawn_with = Settings.from_proto(message.started.settings)
-                self.started = replace(drawn_with, seeds=tuple(message.started.seeds))
+                self.started = replace(
+                    drawn_with,
+                    seeds=tuple(message.started.seeds),
+                    keep_layout=self.settings.keep_layout,
+                    strength=self.settings.strength,
+                )
+                self.plan.outcome.pictures = ()
                 self._positions = list(range(len(self.started.seeds)))
                 self.plan.outcome.drawn_with = self.started
                 yield Emit(Started(self.started))
@@ -269,7 +304,7 @@ class _Stream:
         report, started = self.report, self.started or self.settings
         assert report is not None
         index = self._position(drawn.index)
-        recipe = _recipe(report, replace(started, seeds=(drawn.seed,)))
+        recipe = _recipe(report, replace(started, seeds=(drawn.seed,)), self.plan.photo)
         image = yield Work(
             partial(
                 decode_picture,
@@ -280,6 +315,9 @@ class _Stream:
                 embedding_id=report.embedding_id,
             )
         )
+        if len(self.plan.outcome.pictures) < _PICTURES_KEPT:
+            kept = yield Work(partial(small, image))
+            self.plan.outcome.pictures += ((drawn.seed, kept),)
         self.drawn.add(index)
         yield Emit(Drawn(index, drawn.seed, drawn.cached, image))
 

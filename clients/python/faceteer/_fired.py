@@ -5,12 +5,15 @@ Knows nothing of calls.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 from faceteer._edits import FeatureKey
-from faceteer._tables import html_table, text_table
+from faceteer._html import save_page
+from faceteer._tables import text_table
 from faceteer.v1 import studio_pb2
 
 
@@ -97,7 +100,15 @@ class FiredFeatures(Sequence[FiredFeature]):
         return text_table(_HEADER, self._rows(20), left=2) + self._rest(20)
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, self._rows(20), left=2) + self._rest(20)
+        from faceteer._photo_views import fired_view
+
+        return fired_view(self)
+
+    def save_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the features as a page of its own, and returns the path."""
+        from faceteer._photo_views import fired_view
+
+        return save_page(path, "Features", fired_view(self))
 
     def _rows(self, n: int) -> list[list[str]]:
         return [[f"#{f.index}", f.label, f"{f.activation:.3f}", f"{f.scaled:.2f}"] for f in self.top(n)]

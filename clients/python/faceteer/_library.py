@@ -6,19 +6,21 @@ Knows nothing of how calls are made.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from PIL import Image
 
 from faceteer._edits import FeatureKey, feature_ref
 from faceteer._effects import Emit, Operation, Work
-from faceteer._errors import InvalidArgumentError
+from faceteer._errors import FaceteerError, InternalError, InvalidArgumentError, NotFoundError
+from faceteer._facts import FeatureExample, FeatureFacts, LabelSource, LibraryFacts
+from faceteer._icons import FeatureIcon
 from faceteer._methods import (
     BATCH_GET_FEATURES,
     GET_FEATURE,
     GET_FEATURE_ICON,
+    GET_LIBRARY,
     LIST_FEATURE_EXAMPLES,
     LIST_FEATURES,
     SEARCH_FEATURES,
@@ -26,13 +28,17 @@ from faceteer._methods import (
 )
 from faceteer._opening import Context, OpenedPhoto, call_with_photos
 from faceteer._pictures import decode_picture
+from faceteer._retries import Attempts, Retries
 from faceteer._retries import call as plain_call
+from faceteer._values import float32
 from faceteer.v1 import library_pb2
 
-#: Where a label came from: "" is no label.
-LabelSource = Literal["", "automatic", "model", "person"]
 #: The order of a list of features.
-FeatureOrder = Literal["index", "firing_share", "detection_score", "max_activation", "label"]
+FeatureOrder = Literal[
+    "index", "firing_share", "detection_score", "max_activation", "label", "causal_score", "disagreement"
+]
+#: Which examples of a feature: the strongest, or some of each quantile of its activation.
+ExampleSelection = Literal["strongest", "quantiles"]
 
 _ORDERS = {
     "index": library_pb2.FEATURE_ORDER_UNSPECIFIED,
@@ -40,149 +46,73 @@ _ORDERS = {
     "detection_score": library_pb2.FEATURE_ORDER_DETECTION_SCORE_DESC,
     "max_activation": library_pb2.FEATURE_ORDER_MAX_ACTIVATION_DESC,
     "label": library_pb2.FEATURE_ORDER_LABEL,
+    "causal_score": library_pb2.FEATURE_ORDER_CAUSAL_SCORE_DESC,
+    "disagreement": library_pb2.FEATURE_ORDER_SCORE_DISAGREEMENT_DESC,
+}
+_SELECTIONS = {
+    "strongest": library_pb2.EXAMPLE_SELECTION_STRONGEST,
+    "quantiles": library_pb2.EXAMPLE_SELECTION_QUANTILES,
 }
 _PAGE = 1000
 _EXAMPLES_PAGE = 100
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Activations over the pictures on which a feature fires: ``counts[i]`` lie below ``edges[i]`` (RAW) and above
-    the edge before."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """How a feature behaves on the library's corpus. Activations are RAW, over the pictures on which it fires.
+class FeatureFilters(TypedDict, total=False):
+    """What a search or a list can be narrowed to; left out or None filters nothing.
 
     Attributes:
-        alive: whether it fired at all.
-        firing_share: the share of pictures on which it fires, 0 to 1.
-        mean: mean activation.
-        p50: median activation.
-        p99: 99th percentile: the unit SCALED.
-        max: largest activation.
-        detection_score: how well the label predicts where the feature fires (AUC); None when not measured.
-        causal_score: how much more what it causes looks like the label; None when not measured.
-        histogram: None in lists.
+        alive: only features that fire on the corpus (True), or never (False).
+        labelled: only features with (True) or without (False) a label.
+        min_firing_share: only features that fire on at least this share of pictures, 0 to 1.
+        max_firing_share: at most this share.
+        min_detection_score: only features whose label tells where they fire at least this well (AUC).
+        max_detection_score: at most this well.
+        min_causal_score: only features whose label says what they cause at least this well.
+        max_causal_score: at most this well.
+        scores_disagree: only features whose two scores disagree (True) or agree (False).
+        label_sources: only features labelled by one of these: "automatic", "model", "person".
+        include_safety_classes: gated classes to show as well, "*" for all; needs an access key that allows it.
     """
 
-    alive: bool
-    firing_share: float
-    mean: float
-    p50: float
-    p99: float
-    max: float
-    detection_score: float | None
-    causal_score: float | None
-    histogram: Histogram | None = None
+    alive: bool | None
+    labelled: bool | None
+    min_firing_share: float | None
+    max_firing_share: float | None
+    min_detection_score: float | None
+    max_detection_score: float | None
+    min_causal_score: float | None
+    max_causal_score: float | None
+    scores_disagree: bool | None
+    label_sources: Iterable[LabelSource] | None
+    include_safety_classes: Iterable[str] | None
 
 
-@dataclass(frozen=True)
-class RelatedFeature:
-    """Another feature and how strongly it is related; what ``score`` means stands at the list."""
+class Found(NamedTuple):
+    """Features and how many there are in all."""
 
-    index: int
-    label: str
-    score: float
+    features: list[FeatureFacts]
+    total: int
 
 
-@dataclass(frozen=True)
-class FeatureExample:
-    """A picture on which a feature fires: its name in the corpus, the activation (RAW), a thumbnail, a caption."""
-
-    picture: str
-    activation: float
-    thumbnail: Image.Image
-    caption: str
-
-
-@dataclass(frozen=True)
-class FeatureFacts:
-    """All that the library says about one feature.
-
-    Attributes:
-        index: in [0, d_sae).
-        label: empty when nobody knows.
-        label_source: who says so.
-        statistics: how it behaves on the corpus.
-        coactivating: fire together with it; score is the lift. Empty in lists, as the next two.
-        rivals: hardly ever do; score is the lift.
-        nearest: closest decoder directions; score is the cosine.
-        safety_class: the operator's; empty for none.
-        score: how well it fits the search that found it; None otherwise.
-    """
-
-    index: int
-    label: str
-    label_source: LabelSource
-    statistics: FeatureStatistics
-    coactivating: tuple[RelatedFeature, ...] = ()
-    rivals: tuple[RelatedFeature, ...] = ()
-    nearest: tuple[RelatedFeature, ...] = ()
-    safety_class: str = ""
-    score: float | None = None
-
-    @classmethod
-    def from_proto(
-        cls,
-        message: library_pb2.Feature,
-        detail: library_pb2.FeatureDetail | None = None,
-        score: float | None = None,
-    ) -> FeatureFacts:
-        """From the wire."""
-        source: Any = library_pb2.LabelSource.Name(message.label_source).removeprefix("LABEL_SOURCE_").lower()
-        histogram = None
-        if detail is not None and detail.histogram_edges:
-            histogram = Histogram(tuple(detail.histogram_edges), tuple(detail.histogram_counts))
-        return cls(
-            index=message.index,
-            label=message.label,
-            label_source="" if source == "unspecified" else source,
-            statistics=FeatureStatistics(
-                alive=message.alive,
-                firing_share=message.firing_share,
-                mean=message.mean_activation,
-                p50=message.p50,
-                p99=message.p99,
-                max=message.max_activation,
-                detection_score=message.detection_score if message.HasField("detection_score") else None,
-                causal_score=message.causal_score if message.HasField("causal_score") else None,
-                histogram=histogram,
-            ),
-            coactivating=_related(detail.coactivating) if detail is not None else (),
-            rivals=_related(detail.rivals) if detail is not None else (),
-            nearest=_related(detail.nearest) if detail is not None else (),
-            safety_class=message.safety_class,
-            score=score,
-        )
-
-
-def feature_filter(
-    *,
-    alive: bool | None,
-    labelled: bool | None,
-    min_firing_share: float | None,
-    max_firing_share: float | None,
-    min_detection_score: float | None,
-    label_sources: Iterable[LabelSource] | None,
-) -> library_pb2.FeatureFilter:
-    """The filter of a list or search; None filters nothing."""
+def feature_filter(filters: FeatureFilters) -> library_pb2.FeatureFilter:
+    """The filter of a list or search; None filters nothing. TypeError for an unknown name, as for any argument."""
+    unknown = filters.keys() - FeatureFilters.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unexpected filter {min(unknown)!r}; known are {', '.join(FeatureFilters.__annotations__)}")
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     sources = []
-    for source in label_sources or ():
+    for source in given.pop("label_sources", ()):
         if source not in get_args(LabelSource) or not source:
             raise _invalid("label_sources", f"{source!r} is unknown; pass automatic, model or person")
         sources.append(library_pb2.LabelSource.Value(f"LABEL_SOURCE_{source.upper()}"))
+    classes = given.pop("include_safety_classes", ())
+    for name, value in given.items():
+        if name.startswith(("min_", "max_")):
+            given[name] = float32(name, value)
     return library_pb2.FeatureFilter(
-        alive=alive,
-        labelled=labelled,
-        min_firing_share=min_firing_share,
-        max_firing_share=max_firing_share,
-        min_detection_score=min_detection_score,
+        **given,
         label_sources=sources,
+        include_safety_classes=[classes] if isinstance(classes, str) else list(classes),
     )
 
 
@@ -239,11 +169,11 @@ def search_features(
     *,
     limit: int | None,
     timeout: float | None,
-) -> Operation[list[FeatureFacts]]:
+) -> Operation[Found]:
     """Features by words (str), like another feature (its index), or of a photo; best first."""
     photos = [query] if isinstance(query, OpenedPhoto) else []
     attempts = context.attempts(timeout, context.timeouts.query)
-    left, token = _limit(limit), ""
+    left, token, total = _limit(limit), "", 0
     found: list[FeatureFacts] = []
 
     def request() -> library_pb2.SearchFeaturesRequest:
@@ -259,39 +189,73 @@ def search_features(
     while left > 0:
         answer = yield from call_with_photos(context, SEARCH_FEATURES, request, photos, attempts)
         found += [FeatureFacts.from_proto(hit.feature, score=hit.score) for hit in answer.hits[:left]]
-        left, token = left - len(answer.hits), answer.next_page_token
+        left, token, total = left - len(answer.hits), answer.next_page_token, answer.total_size
         if not token:
             break
-    return found
+    return Found(found, total)
 
 
 def feature_examples(
-    context: Context, index: int, *, limit: int | None, timeout: float | None
+    context: Context, index: int, *, limit: int | None, selection: ExampleSelection, timeout: float | None
 ) -> Operation[list[FeatureExample]]:
-    """Pictures on which a feature fires, strongest first."""
+    """Pictures on which a feature fires: the strongest, or some of each quantile, strongest first."""
+    if selection not in _SELECTIONS:
+        raise _invalid("selection", f"{selection!r} is unknown; one of {', '.join(_SELECTIONS)}")
     attempts = context.attempts(timeout, context.timeouts.query)
     left, token = _limit(limit), ""
     found: list[FeatureExample] = []
     while left > 0:
         request = library_pb2.ListFeatureExamplesRequest(
-            feature=feature_ref(index), page_size=min(_EXAMPLES_PAGE, left), page_token=token
+            feature=feature_ref(index),
+            page_size=min(_EXAMPLES_PAGE, left),
+            page_token=token,
+            selection=_SELECTIONS[selection],
         )
         answer = yield from plain_call(LIST_FEATURE_EXAMPLES, request, attempts)
-        for example in answer.examples[:left]:
-            thumbnail = yield Work(partial(decode_picture, example.thumbnail))
-            found.append(FeatureExample(example.picture, example.activation, thumbnail, example.caption))
+        found += yield Work(partial(_examples, answer.examples[:left]))
         left, token = left - len(answer.examples), answer.next_page_token
         if not token:
             break
     return found
 
 
-def feature_icon(context: Context, index: int, *, timeout: float | None) -> Operation[Image.Image]:
-    """A picture of what turning the feature up causes; ``.info["strengths"]`` are the SCALED strengths."""
+def examples_of_many(
+    context: Context, indices: Sequence[int], *, limit: int, seconds: float
+) -> Operation[dict[int, list[FeatureExample]]]:
+    """The strongest examples of many features, as far as they come within ``seconds``: what a view shows.
+
+    Never raises for what a server says: a view without pictures is better than none. Nothing is tried twice, and after
+    the first failure that would hit the next feature too, nothing more is asked.
+    """
+    attempts = Attempts(Retries(attempts=1), seconds)
+    found: dict[int, list[FeatureExample]] = {}
+    for index in indices:
+        request = library_pb2.ListFeatureExamplesRequest(
+            feature=feature_ref(index), page_size=limit, selection=library_pb2.EXAMPLE_SELECTION_STRONGEST
+        )
+        try:
+            answer = yield from plain_call(LIST_FEATURE_EXAMPLES, request, attempts)
+            found[index] = yield Work(partial(_examples, answer.examples[:limit]))
+        except (NotFoundError, InternalError):
+            continue
+        except FaceteerError:
+            break
+    return found
+
+
+def feature_icon(context: Context, index: int, *, timeout: float | None) -> Operation[FeatureIcon]:
+    """A picture of what turning the feature up causes. Where the library has none the server may draw it."""
     request = library_pb2.GetFeatureIconRequest(feature=feature_ref(index))
-    answer = yield from plain_call(GET_FEATURE_ICON, request, context.attempts(timeout, context.timeouts.query))
-    picture: Image.Image = yield Work(partial(decode_picture, answer.icon, strengths=tuple(answer.strengths)))
-    return picture
+    answer = yield from plain_call(GET_FEATURE_ICON, request, context.attempts(timeout, context.timeouts.render))
+    image: Image.Image = yield Work(partial(decode_picture, answer.icon, strengths=tuple(answer.strengths)))
+    return FeatureIcon(image, tuple(answer.strengths), answer.icon)
+
+
+def library_facts(context: Context, *, timeout: float | None) -> Operation[LibraryFacts]:
+    """What the library covers."""
+    attempts = context.attempts(timeout, context.timeouts.query)
+    answer = yield from plain_call(GET_LIBRARY, library_pb2.GetLibraryRequest(), attempts)
+    return LibraryFacts.from_proto(answer)
 
 
 def set_label(
@@ -304,8 +268,8 @@ def set_label(
     return FeatureFacts.from_proto(answer.feature)
 
 
-def _related(messages: Sequence[library_pb2.RelatedFeature]) -> tuple[RelatedFeature, ...]:
-    return tuple(RelatedFeature(m.index, m.label, m.score) for m in messages)
+def _examples(messages: Sequence[library_pb2.FeatureExample]) -> list[FeatureExample]:
+    return [FeatureExample.from_proto(message) for message in messages]
 
 
 def _limit(limit: int | None) -> int:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from faceteer.v1 import encoder_pb2, library_pb2, sae_pb2, studio_pb2
+from faceteer.v1 import encoder_pb2, generator_pb2, library_pb2, sae_pb2, studio_pb2
 
 Response = TypeVar("Response", bound=Message, covariant=True)
 
@@ -29,7 +29,11 @@ EDIT_IMAGE = Method("/faceteer.v1.StudioService/EditImage", studio_pb2.EditImage
 TRANSFER_FEATURES = Method("/faceteer.v1.StudioService/TransferFeatures", studio_pb2.TransferFeaturesResponse)
 ENCODE_TEXTS = Method("/faceteer.v1.EncoderService/EncodeTexts", encoder_pb2.EncodeTextsResponse)
 STREAM_ENCODE_IMAGES = Method("/faceteer.v1.EncoderService/StreamEncodeImages", encoder_pb2.StreamEncodeImagesResponse)
+ENCODE_FEATURES = Method("/faceteer.v1.SaeService/EncodeFeatures", sae_pb2.EncodeFeaturesResponse)
+DECODE_FEATURES = Method("/faceteer.v1.SaeService/DecodeFeatures", sae_pb2.DecodeFeaturesResponse)
 DIFF_FEATURES = Method("/faceteer.v1.SaeService/DiffFeatures", sae_pb2.DiffFeaturesResponse)
+EMBED_PROMPT = Method("/faceteer.v1.GeneratorService/EmbedPrompt", generator_pb2.EmbedPromptResponse)
+GET_LIBRARY = Method("/faceteer.v1.LibraryService/GetLibrary", library_pb2.GetLibraryResponse)
 GET_FEATURE = Method("/faceteer.v1.LibraryService/GetFeature", library_pb2.GetFeatureResponse)
 BATCH_GET_FEATURES = Method("/faceteer.v1.LibraryService/BatchGetFeatures", library_pb2.BatchGetFeaturesResponse)
 LIST_FEATURES = Method("/faceteer.v1.LibraryService/ListFeatures", library_pb2.ListFeaturesResponse)

@@ -6,7 +6,7 @@ Knows nothing of how calls are made: its functions are operations (:mod:`facetee
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,12 +16,12 @@ from google.protobuf.message import Message
 from faceteer._effects import Operation, Work
 from faceteer._errors import EmbeddingExpiredError, InvalidArgumentError, RevisionMismatchError
 from faceteer._fired import FiredFeature, FiredFeatures
-from faceteer._methods import OPEN_IMAGE, Method
+from faceteer._methods import EMBED_PROMPT, OPEN_IMAGE, Method
 from faceteer._pictures import Picture, picture_bytes, picture_name
 from faceteer._retries import Attempts, Retries, Timeouts, call, check_timeout
 from faceteer._tensors import to_array, to_tensor
-from faceteer._values import Execution, Notice, Revisions
-from faceteer.v1 import studio_pb2, tensor_pb2
+from faceteer._values import Execution, Notice, Revisions, Settings
+from faceteer.v1 import generator_pb2, studio_pb2, tensor_pb2
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,8 +49,9 @@ class OpenedPhoto:
 
     Attributes:
         name: what to call it in front of people.
-        data: the whole file; None for a photo opened from an embedding.
+        data: the whole file; None for a photo opened from an embedding or a prompt.
         inline: send the values rather than the id, because the server has let the id go once.
+        prompt: the text that it was imagined for; empty for all others.
     """
 
     name: str
@@ -66,6 +67,7 @@ class OpenedPhoto:
     encoder_execution: Execution
     sae_execution: Execution
     inline: bool = field(default=False)
+    prompt: str = ""
 
     def image_input(self) -> studio_pb2.ImageInput:
         """The photo as a studio call's input."""
@@ -103,6 +105,38 @@ def open_embeds(
     """Opens an embedding [d] without a picture."""
     source = studio_pb2.ImageInput(embeds=to_tensor(embeds))
     return (yield from _open(context, source, "embedding", None, max_features, timeout))
+
+
+def embed_prompt(
+    context: Context,
+    prompt: str,
+    *,
+    negative_prompt: str,
+    seed: int,
+    steps: int | None,
+    guidance_scale: float | None,
+    max_features: int,
+    timeout: float | None,
+) -> Operation[OpenedPhoto]:
+    """Imagines the image embedding of a text and opens it. Its values are kept, so that a server that lets it go is
+    handed them again rather than asked to imagine anew."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidArgumentError("prompt: is empty", field="prompt", description="say what should be in the picture")
+    checked = Settings(seeds=(seed,), steps=steps, guidance_scale=guidance_scale)
+    attempts = context.attempts(timeout, context.timeouts.render)
+    request = generator_pb2.EmbedPromptRequest(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=checked.seeds[0],
+        steps=checked.steps or 0,
+        guidance_scale=checked.guidance_scale,
+    )
+    answer = yield from call(EMBED_PROMPT, request, attempts)
+    source = studio_pb2.ImageInput(embeds=answer.embedding.embeds)
+    words = " ".join(prompt.split())
+    name = words if len(words) <= 60 else words[:59] + "…"
+    opened = yield from _open(context, source, name, None, max_features, attempts.remaining)
+    return replace(opened, prompt=prompt)
 
 
 def call_with_photos(

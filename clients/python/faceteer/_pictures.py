@@ -62,6 +62,13 @@ def decode_picture(data: bytes, **info: Any) -> Image.Image:
     return image
 
 
+def small(picture: Image.Image, side: int = 384) -> Image.Image:
+    """A copy within ``side`` pixels, to be kept for a view without keeping the picture."""
+    copy = picture.copy()
+    copy.thumbnail((side, side))
+    return copy
+
+
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     if array.dtype != np.uint8:
         fix = "multiply by 255 and use .astype(numpy.uint8)" if array.dtype.kind == "f" else "use .astype(numpy.uint8)"

@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from faceteer._edits import FeatureEdit, chained
 from faceteer._errors import InvalidArgumentError, InvalidRecipeError, RevisionMismatchError
-from faceteer._values import Revisions, Settings
+from faceteer._values import Revisions, Settings, check_strength
 from faceteer._writing import write_atomically
 
 FORMAT = "faceteer-recipe/1"
@@ -31,17 +32,22 @@ class Recipe:
     The canonical form is JSON as RFC 8785 writes it (keys sorted, no spaces, numbers in their shortest form, so 1 and
     never 1.0), with the edits in order of their indices, since edits commute. Labels are informative: people rename
     features, and a renamed feature is the same feature, so labels are in no hash and no comparison. Neither is the
-    library's revision. Seeds are whole numbers up to 2**64 - 1 and are written in full.
+    library's revision, nor the picture whose layout was kept. Seeds are whole numbers up to 2**64 - 1 and are written
+    in full.
 
     Attributes:
         edits: each feature at most once, all by index.
         revisions: encoder, sae and generator; a server with others refuses the recipe. An empty one matches any.
         settings: how to draw; what is left out is the generator's default, which its revision pins.
+        photo: SHA-256 of the picture whose layout ``settings.keep_layout`` kept, hexadecimal; empty without one.
+            Informative, as the edited photo is no part of a recipe: replayed on another photo, that one's layout is
+            kept.
     """
 
     edits: tuple[FeatureEdit, ...]
     revisions: Revisions
     settings: Settings = field(default_factory=Settings)
+    photo: str = ""
 
     def __post_init__(self) -> None:
         edits = chained((), self.edits)
@@ -52,6 +58,11 @@ class Recipe:
                     "(edit.recipe() looks labels up)",
                     field=f"edits[{position}].feature",
                 )
+        if self.settings.keep_layout == "none":
+            object.__setattr__(self, "settings", replace(self.settings, keep_layout=None))
+        check_strength(self.settings)
+        if not re.fullmatch(r"(?:[0-9a-f]{64})?", self.photo):
+            raise InvalidRecipeError(f"photo: {self.photo!r} is no SHA-256 in hexadecimal", field="photo")
         object.__setattr__(self, "edits", tuple(sorted(edits, key=lambda edit: int(edit.feature))))
 
     @property
@@ -149,12 +160,19 @@ class Recipe:
             settings["width"], settings["height"] = self.settings.size
         if self.settings.scheduler is not None:
             settings["scheduler"] = self.settings.scheduler
+        if self.settings.keep_layout is not None:
+            settings["keep_layout"] = self.settings.keep_layout
+        if self.settings.strength is not None:
+            settings["strength"] = self.settings.strength
         revisions = {part: getattr(self.revisions, part) for part in _PARTS if getattr(self.revisions, part)}
-        return {"format": FORMAT, "revisions": revisions, "edits": edits, "settings": settings}
+        recipe = {"format": FORMAT, "revisions": revisions, "edits": edits, "settings": settings}
+        if labels and self.photo and self.settings.keep_layout is not None:
+            recipe["photo"] = self.photo
+        return recipe
 
 
 def _read(data: Any) -> Recipe:
-    top = _members(data, "", required=("format", "edits", "revisions"), optional=("settings",))
+    top = _members(data, "", required=("format", "edits", "revisions"), optional=("settings", "photo"))
     if top["format"] != FORMAT:
         raise _bad("format", f"{top['format']!r} is not {FORMAT!r}, the only format that this version reads")
     revisions = _members(top["revisions"], "revisions", optional=_PARTS)
@@ -164,7 +182,7 @@ def _read(data: Any) -> Recipe:
     settings = _members(
         top.get("settings", {}),
         "settings",
-        optional=("seeds", "steps", "guidance_scale", "width", "height", "scheduler"),
+        optional=("seeds", "steps", "guidance_scale", "width", "height", "scheduler", "keep_layout", "strength"),
     )
     if ("width" in settings) != ("height" in settings):
         raise _bad("settings", "width and height go together; give both or neither")
@@ -177,9 +195,14 @@ def _read(data: Any) -> Recipe:
             guidance_scale=settings.get("guidance_scale"),
             size=size,
             scheduler=settings.get("scheduler"),
+            keep_layout=settings.get("keep_layout"),
+            strength=settings.get("strength"),
         )
+        check_strength(drawn)
     with _at(""):
-        return Recipe(tuple(edits), Revisions(**revisions), drawn)
+        return Recipe(
+            tuple(edits), Revisions(**revisions), drawn, _typed(top.get("photo", ""), str, "photo", "a string")
+        )
 
 
 def _read_edit(data: Any, place: str) -> FeatureEdit:

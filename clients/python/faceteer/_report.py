@@ -5,14 +5,17 @@ Knows nothing of calls or pictures.
 
 from __future__ import annotations
 
-import html
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from faceteer._edits import EditOperation, FeatureEdit
-from faceteer._tables import html_table, text_table
+from faceteer._html import save_page
+from faceteer._photo_views import report_view
+from faceteer._tables import text_table
 from faceteer._tensors import to_array
 from faceteer._values import Execution, Notice, Revisions
 from faceteer.v1 import edits_pb2, studio_pb2
@@ -154,7 +157,7 @@ class EditReport:
         return tuple(o for o in self.outcomes if o.rival_of is None or o.before or o.achieved)
 
     def __str__(self) -> str:
-        lines = [self._title()]
+        lines = [self.title()]
         if self.outcomes:
             lines += ["", text_table(_HEADER, self.rows(), left=3)]
         lines += self.silent_sentence()
@@ -165,12 +168,11 @@ class EditReport:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        parts = [html_table(_HEADER, self.rows(), left=3, caption=self._title())]
-        parts += [f"<p>{html.escape(words)}</p>" for words in (*self.silent_sentence(), self.drift_sentence())]
-        if moved := self.drifted_rows():
-            parts.append(html_table(_DRIFT_HEADER, moved, left=2))
-        parts += [f"<p>⚠ {html.escape(str(warning))}</p>" for warning in self.warnings]
-        return "".join(parts)
+        return report_view(self)
+
+    def save_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the report as a page of its own, and returns the path."""
+        return save_page(path, "Report", report_view(self))
 
     def rows(self) -> list[list[str]]:
         """:attr:`shown` as the table's cells: feature, label, operation, before, requested, achieved."""
@@ -213,7 +215,8 @@ class EditReport:
             "revisions": dict(vars(self.revisions)),
         }
 
-    def _title(self) -> str:
+    def title(self) -> str:
+        """One line: how many edits, in which unit, how far the embedding moved."""
         n = len(self.edits)
         edits = f"{n} edit{'' if n == 1 else 's'}" if n else "No edits"
         unit = "activations scaled: 1 is the feature's 99th percentile" if self.scaled else "activations raw"

@@ -6,13 +6,14 @@ Knows nothing of how calls are made.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf import wrappers_pb2
 
 from faceteer._effects import Operation, Unary
 from faceteer._errors import FaceteerError
+from faceteer._facts import LibraryFacts
 from faceteer._methods import GET_STUDIO, Method
 from faceteer._opening import Context
 from faceteer._retries import Attempts, call
@@ -55,7 +56,15 @@ class SaeFacts:
 
 @dataclass(frozen=True)
 class GeneratorFacts:
-    """The decoder: sizes (width, height; the first is the default), default settings, schedulers, and limits."""
+    """The decoder: sizes (width, height; the first is the default), default settings, schedulers, and limits.
+
+    Attributes:
+        has_prior: whether :meth:`Client.embed_prompt` is served.
+        kind: "kandinsky-2-2" or "sdxl-ip-adapter".
+        reads_images: whether ``keep_layout`` is served.
+        size_multiple: other sizes are served too when both sides are multiples of this; 0: only those listed.
+        max_pixels: the most pixels of such a size.
+    """
 
     revision: str
     sizes: tuple[tuple[int, int], ...]
@@ -64,6 +73,10 @@ class GeneratorFacts:
     max_steps: int
     max_seeds: int
     has_prior: bool
+    kind: str = ""
+    reads_images: bool = False
+    size_multiple: int = 0
+    max_pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,7 @@ class ServerStatus:
         revisions: all parts'.
         health: "serving", "not serving" or "unknown", by service ("encoder", "sae", "generator", "library", "studio").
         round_trip: seconds that the last empty call took.
+        library: what the library covers.
     """
 
     address: str
@@ -88,6 +102,7 @@ class ServerStatus:
     generator: GeneratorFacts
     health: dict[str, str]
     round_trip: float
+    library: LibraryFacts = field(default_factory=LibraryFacts)
 
     @property
     def healthy(self) -> bool:
@@ -109,6 +124,7 @@ class ServerStatus:
             "sae": dict(vars(self.sae)),
             "generator": {**generator, "defaults": defaults},
             "health": dict(self.health),
+            "library": self.library.to_dict(),
         }
 
 
@@ -155,9 +171,14 @@ def server_status(context: Context, *, timeout: float | None) -> Operation[Serve
             generator.max_steps,
             generator.max_seeds,
             generator.has_prior,
+            generator.kind,
+            generator.reads_images,
+            generator.size_multiple,
+            generator.max_pixels,
         ),
         health=health,
         round_trip=round_trip,
+        library=LibraryFacts.from_proto(answer.library),
     )
 
 

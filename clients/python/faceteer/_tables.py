@@ -1,11 +1,10 @@
-"""Rows as aligned text, and as HTML for notebooks.
+"""Rows as aligned text.
 
 Knows nothing of what the rows mean.
 """
 
 from __future__ import annotations
 
-import html
 import unicodedata
 from collections.abc import Sequence
 
@@ -29,17 +28,3 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: in
 
     rule = "  ".join("─" * each for each in widths)
     return "\n".join([aligned(lines[0]), rule, *map(aligned, lines[1:])])
-
-
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, caption: str = "") -> str:
-    """The same as an HTML table, every cell escaped."""
-
-    def cells(tag: str, line: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} style="text-align:{"left" if column < left else "right"}">{html.escape(cell)}</{tag}>'
-            for column, cell in enumerate(line)
-        )
-
-    title = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table>{title}<thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from faceteer.v1 import execution_pb2, generator_pb2
 #: Noise schedulers by name; the server's GetGenerator lists those it serves.
 Scheduler = Literal["ddpm", "ddim", "dpm_solver_pp", "lcm"]
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+#: How a drawing keeps the photo's layout: from the photo's own latents, part of the noise added; from the noise that
+#: draws the photo again; or not at all, whatever the edit or recipe says.
+LayoutMethod = Literal["image_to_image", "inversion", "none"]
+LAYOUT_METHODS: tuple[str, ...] = get_args(LayoutMethod)
 UINT64_MAX = 2**64 - 1
 UINT32_MAX = 2**32 - 1
 
@@ -76,6 +80,28 @@ class Execution:
         )
 
 
+class DrawingOptions(TypedDict, total=False):
+    """How to draw, beside the seeds. Left out or None: the edit's own settings, then the server's defaults.
+
+    Attributes:
+        steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 or less draws without.
+        size: pixels, or (width, height).
+        scheduler: "ddpm", "ddim", "dpm_solver_pp" or "lcm".
+        keep_layout: keep the layout of the photo, whose bytes are sent along: "inversion" starts from the noise that
+            draws the photo again (needs "ddim", which it sets), "image_to_image" from the photo with part of the noise
+            added; "none" from pure noise, whatever the edit or recipe says.
+        strength: for "image_to_image": how much is drawn anew, in (0, 1]; 0.7 when left out.
+    """
+
+    steps: int | None
+    guidance_scale: float | None
+    size: int | tuple[int, int] | None
+    scheduler: Scheduler | None
+    keep_layout: LayoutMethod | None
+    strength: float | None
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to draw; None and empty mean the server's defaults.
@@ -86,6 +112,8 @@ class Settings:
         guidance_scale: classifier-free guidance; 1 or less draws without.
         size: (width, height) in pixels.
         scheduler: the noise scheduler's name.
+        keep_layout: keep the photo's layout by "inversion" or "image_to_image"; None or "none" draws from pure noise.
+        strength: for "image_to_image": how much is drawn anew, in (0, 1]; the server's 0.7 when left out.
 
     Raises:
         InvalidArgumentError: names the attribute at fault.
@@ -96,6 +124,8 @@ class Settings:
     guidance_scale: float | None = None
     size: tuple[int, int] | None = None
     scheduler: Scheduler | None = None
+    keep_layout: LayoutMethod | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         # frozen: the checked forms are put in place here, once.
@@ -112,6 +142,12 @@ class Settings:
             object.__setattr__(self, "size", tuple(_integer("size", side, 1, UINT32_MAX) for side in pair))
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise _invalid("scheduler", f"{self.scheduler!r} is unknown; one of {', '.join(SCHEDULERS)}")
+        if self.keep_layout is not None and self.keep_layout not in LAYOUT_METHODS:
+            raise _invalid("keep_layout", f"{self.keep_layout!r} is unknown; one of {', '.join(LAYOUT_METHODS)}")
+        if self.strength is not None:
+            object.__setattr__(self, "strength", float32("strength", self.strength))
+            if not 0 < self.strength <= 1:
+                raise _invalid("strength", f"{self.strength:g} is not more than 0 and at most 1")
 
     @classmethod
     def of(
@@ -123,6 +159,8 @@ class Settings:
         guidance_scale: float | None = None,
         size: int | tuple[int, int] | None = None,
         scheduler: Scheduler | None = None,
+        keep_layout: LayoutMethod | None = None,
+        strength: float | None = None,
     ) -> Settings:
         """Settings from a call's arguments. Raises InvalidArgumentError naming the one at fault, as the class does."""
         if seed is not None and seeds is not None:
@@ -132,7 +170,7 @@ class Settings:
             raise _invalid("seeds", "is empty; pass at least one seed, or leave it out")
         square = size is not None and not isinstance(size, tuple | list)
         width_height: Any = (size, size) if square else size
-        return cls(chosen, steps, guidance_scale, width_height, scheduler)
+        return cls(chosen, steps, guidance_scale, width_height, scheduler, keep_layout, strength)
 
     @classmethod
     def from_proto(cls, message: generator_pb2.GenerationSettings) -> Settings:
@@ -148,7 +186,7 @@ class Settings:
         )
 
     def to_proto(self) -> generator_pb2.GenerationSettings:
-        """To the wire."""
+        """To the wire; the layout travels beside it."""
         message = generator_pb2.GenerationSettings(
             seeds=self.seeds, steps=self.steps or 0, guidance_scale=self.guidance_scale
         )
@@ -159,9 +197,17 @@ class Settings:
         return message
 
     def overlaid(self, other: Settings) -> Settings:
-        """These settings, replaced by whatever ``other`` gives."""
+        """These settings, replaced by whatever ``other`` gives. A strength belongs to its ``keep_layout``."""
         given: dict[str, Any] = {name: value for name, value in vars(other).items() if value not in (None, ())}
+        if other.keep_layout is not None:
+            given["strength"] = other.strength
         return replace(self, **given)
+
+
+def check_strength(settings: Settings) -> None:
+    """Raises InvalidArgumentError when there is a strength that nothing takes."""
+    if settings.strength is not None and settings.keep_layout != "image_to_image":
+        raise _invalid("strength", "is only for keep_layout='image_to_image'; pass that too, or leave strength out")
 
 
 def shortest(value: float) -> float:

@@ -21,11 +21,14 @@ PAIRS = [
     (faceteer.Edit, faceteer.AsyncEdit),
     (faceteer.Feature, faceteer.AsyncFeature),
     (faceteer.FeatureLibrary, faceteer.AsyncFeatureLibrary),
+    (faceteer.FeatureList, faceteer.AsyncFeatureList),
 ]
 MAKES_NO_CALL = {
     "Client": {"address", "features"},
-    "Photo": {"edit"},
-    "Edit": {"set", "add", "scale", "ablate", "switch", "extend", "without", "using"},
+    "Photo": {"edit", "save_html"},
+    "Edit": {"set", "add", "scale", "ablate", "switch", "extend", "without", "using", "save_html"},
+    "Feature": {"to_dict"},
+    "FeatureList": {name for name in dir(list) if not name.startswith("_")},
 }
 
 

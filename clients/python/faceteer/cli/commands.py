@@ -210,7 +210,7 @@ def features_show(
         shown = client.features[arguments.feature_key(feature)]
         examples = shown.examples(6)
         if icon is not None:
-            output.write_picture(shown.icon(), icon, format)
+            output.write_picture(shown.icon().image, icon, format)
     if json:
         pictures = [{"picture": e.picture, "activation": e.activation, "caption": e.caption} for e in examples]
         output.print_json({**_feature_dict(shown), "examples": pictures})

@@ -1,0 +1,141 @@
+"""Opened pictures, edits, reports and differences as HTML.
+
+Knows nothing of calls: it shows what was fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from faceteer._fired import FiredFeature, FiredFeatures
+from faceteer._html import NOTEBOOK_BYTES, Markup, Pictures, bar, chip, join, table, text, view
+from faceteer._values import Notice
+
+if TYPE_CHECKING:
+    from faceteer._comparing import Difference
+    from faceteer._editing import EditPlan
+    from faceteer._opening import OpenedPhoto
+    from faceteer._report import EditReport
+
+_MOST_FEATURES = 20
+_MOST_PROMPT = 300
+
+
+def fired_view(features: FiredFeatures) -> str:
+    """A picture's features, strongest first."""
+    return view(fired_table(features))
+
+
+def photo_view(opened: OpenedPhoto, *, most: int = 12, budget: int = NOTEBOOK_BYTES) -> str:
+    """An opened picture beside its strongest features."""
+    facts = (
+        f"{opened.features.l0} features · {opened.explained_variance:.1%} of the variance explained · "
+        f"cosine {opened.cosine:.3f}"
+    )
+    head = Markup(f'<div class="ft-head"><h3>{text(opened.name)}</h3><span class="ft-dim">{facts}</span></div>')
+    table_ = fired_table(opened.features, most)
+    parts = [head, _split([_photo(opened, Pictures(budget)), _grow([table_])]), *_warnings(opened.warnings)]
+    return view(*parts)
+
+
+def report_view(report: EditReport) -> str:
+    """What an edit did."""
+    return view(*_report(report))
+
+
+def edit_view(plan: EditPlan, *, budget: int = NOTEBOOK_BYTES) -> str:
+    """An edit: the photo, what was drawn of it last, its edits, and its report where there is one."""
+    pictures = Pictures(budget)
+    edits = [chip(str(edit), kind="ft-solid") for edit in plan.edits] or [chip("no edits")]
+    head = Markup(f'<div class="ft-head"><h3>{text(plan.photo.name)}</h3>{join(edits)}</div>')
+    row = [_photo(plan.photo, pictures, caption="before")]
+    for seed, picture in plan.outcome.pictures:
+        image = pictures.img(picture, alt=f"seed {seed}", side=256)
+        row.append(_figure(image, f"seed {seed}"))
+    report = [] if plan.outcome.report is None else _report(plan.outcome.report)
+    return view(head, _split(row), *report)
+
+
+def difference_view(difference: Difference) -> str:
+    """What leads from one picture to another."""
+    largest = max((abs(feature.change) for feature in difference.features), default=0.0) or 1.0
+    rows = [
+        [*row, bar(abs(feature.change) / largest, kind="ft-good" if feature.change > 0 else "ft-bad")]
+        for row, feature in zip(difference.rows(), difference.features, strict=True)
+    ]
+    header = ("feature", "label", "source", "target", "change", "")
+    return view(table(header, rows, left=2, caption=difference.summary()))
+
+
+def fired_table(features: FiredFeatures, most: int = _MOST_FEATURES) -> Markup:
+    """Features as rows with bars; 1.0 SCALED is a whole bar unless one is stronger."""
+    shown = features.top(most)
+    strongest = max([1.0, *(feature.scaled for feature in shown)])
+    if not any(feature.scaled for feature in shown):
+        strongest = max((feature.activation for feature in shown), default=1.0)
+    rows = [_row(feature, strongest) for feature in shown]
+    rest = Markup("")
+    if features.l0 > len(shown):
+        rest = Markup(f'<p class="ft-dim">… and {features.l0 - len(shown)} weaker ones</p>')
+    return join([table(("", "label", "", "scaled", "activation", "of pictures"), rows, left=3), rest])
+
+
+def _row(feature: FiredFeature, strongest: float) -> list[str]:
+    value = feature.scaled or feature.activation
+    label = text(feature.label) if feature.label else Markup('<em class="ft-dim">unlabelled</em>')
+    return [
+        Markup(f'<span class="ft-dim">#{feature.index}</span>'),
+        label,
+        bar(value / strongest, kind="ft-warm" if feature.scaled > 1 else ""),
+        f"{feature.scaled:.2f}" if feature.scaled else "–",
+        f"{feature.activation:.3f}",
+        f"{feature.firing_share:.1%}",
+    ]
+
+
+def _report(report: EditReport) -> list[Markup]:
+    header = ("feature", "label", "operation", "before", "requested", "achieved", "")
+    rows = []
+    for row, outcome in zip(report.rows(), report.shown, strict=True):
+        reached = Markup("")
+        if outcome.achieved is not None:
+            span = max(abs(outcome.requested - outcome.before), 1e-6)
+            missed = abs(outcome.achieved - outcome.requested) / span
+            kind = "ft-good" if missed < 0.15 else "ft-warm" if missed < 0.5 else "ft-bad"
+            reached = bar(max(0.0, 1.0 - missed), kind=kind)
+        rows.append([*row, reached])
+    parts = [table(header, rows, left=3, caption=report.title())]
+    parts += [Markup(f"<p>{text(words)}</p>") for words in (*report.silent_sentence(), report.drift_sentence())]
+    if moved := report.drifted_rows():
+        parts.append(table(("feature", "label", "before", "after"), moved, left=2))
+    return [*parts, *_warnings(report.warnings)]
+
+
+def _photo(opened: OpenedPhoto, pictures: Pictures, caption: str = "") -> Markup:
+    if opened.prompt:
+        words = opened.prompt if len(opened.prompt) <= _MOST_PROMPT else opened.prompt[:_MOST_PROMPT] + "…"
+        image = Markup(f'<span class="ft-img ft-none">“{text(words)}”</span>')
+        caption = caption and f"{caption}: the prompt"
+    elif opened.data is None:
+        image = Markup('<span class="ft-img ft-none">opened from an embedding</span>')
+    else:
+        image = pictures.img(opened.data, alt=opened.name, side=256)
+    return _figure(image, caption)
+
+
+def _figure(image: Markup, caption: str) -> Markup:
+    words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return Markup(f'<figure class="ft-photo">{image}{words}</figure>')
+
+
+def _split(parts: Sequence[Markup]) -> Markup:
+    return Markup(f'<div class="ft-split">{join(parts)}</div>')
+
+
+def _grow(parts: Sequence[Markup]) -> Markup:
+    return Markup(f'<div class="ft-grow">{join(parts)}</div>')
+
+
+def _warnings(warnings: Sequence[Notice]) -> list[Markup]:
+    return [Markup(f'<p class="ft-warning">{text(str(warning))}</p>') for warning in warnings]
