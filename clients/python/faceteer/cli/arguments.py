@@ -48,6 +48,15 @@ def output_format(path: Path) -> str:
     return format
 
 
+def check_page(path: Path | None) -> None:
+    """Raises InvalidArgumentError unless a page could be put at ``path``; None asks for none."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise _invalid(f"{path} is no name for a page; end it with .html", "save-html")
+    check_writable(path)
+
+
 def check_writable(path: Path) -> None:
     """Raises InvalidArgumentError unless a file could be put at ``path``."""
     if path.is_dir():

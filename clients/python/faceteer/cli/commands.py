@@ -5,15 +5,15 @@ Knows nothing of gRPC, nor of how results are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import faceteer
-from faceteer.cli import arguments, output, show
+from faceteer.cli import arguments, feature_commands, options, output, recipe_commands, show
+from faceteer.cli.drawing import Drawing
+from faceteer.cli.options import client_of, opened
 
 app = typer.Typer(
     help="Edit images by their features: open a picture, see what is in it, turn its features up and down.",
@@ -24,32 +24,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit statuses: 0 done, 2 bad input, 3 not found, 4 server unreachable, 5 anything else.",
 )
-features_app = typer.Typer(help="What each feature means.", no_args_is_help=True)
-recipe_app = typer.Typer(help="Edits as files: look at them, replay them.", no_args_is_help=True)
-app.add_typer(features_app, name="features")
-app.add_typer(recipe_app, name="recipe")
-
-Address = Annotated[
-    str | None,
-    typer.Option("--address", help="The server, host:port; FACETEER_ADDRESS, else localhost:50050."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts on stdout, and nothing else.")]
-Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for each answer.")]
-Picture = Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, GIF, BMP or TIFF.", show_default=False)]
-Top = Annotated[int, typer.Option("--top", min=1, help="Features to show.")]
-Out = Annotated[Path | None, typer.Option("-o", "--output", help="Draw into this file: .png, .webp or .jpg.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same picture.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Denoising steps.")]
-Guidance = Annotated[float | None, typer.Option("--guidance", help="Classifier-free guidance.")]
-Size = Annotated[str | None, typer.Option("--size", help="Pixels, or WIDTHxHEIGHT.")]
-Scheduler = Annotated[str | None, typer.Option("--scheduler", help="ddpm, ddim, dpm_solver_pp or lcm.")]
-SaveRecipe = Annotated[Path | None, typer.Option("--save-recipe", help="Write the edit as a recipe (JSON).")]
+app.add_typer(feature_commands.app, name="features")
+app.add_typer(recipe_commands.app, name="recipe")
 
 
 @app.callback(invoke_without_command=True)
 def _top(
     context: typer.Context,
-    address: Address = None,
+    address: options.Address = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
 ) -> None:
     context.obj = address
@@ -61,15 +43,74 @@ def _top(
 @app.command("open")
 def open_(
     context: typer.Context,
-    image: Picture,
-    top: Top = 12,
-    json: Json = False,
-    address: Address = None,
-    timeout: Timeout = None,
+    image: options.Picture,
+    top: options.Top = 12,
+    save_html: options.SaveHtml = None,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
 ) -> None:
     """Show the features of a picture, strongest first."""
-    with _client(context, address, timeout) as client:
-        photo = _open(client, image)
+    arguments.check_page(save_html)
+    with client_of(context, address, timeout) as client:
+        photo = opened(client, image)
+    _show_photo(photo, top, save_html, json=json)
+
+
+@app.command()
+def prompt(
+    context: typer.Context,
+    words: Annotated[list[str], typer.Argument(metavar="TEXT", help="What should be in it.", show_default=False)],
+    negative: Annotated[str, typer.Option("--negative", help="What to steer away from.")] = "",
+    prior_seed: Annotated[int, typer.Option("--prior-seed", help="Another one imagines another picture.")] = 0,
+    set: options.Set = None,
+    add: options.Add = None,
+    scale: options.Scale = None,
+    ablate: options.Ablate = None,
+    switch: options.Switch = None,
+    unit: options.Unit = "scaled",
+    out: options.Out = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    size: options.Size = None,
+    scheduler: options.Scheduler = None,
+    save_recipe: options.SaveRecipe = None,
+    save_html: options.SaveHtml = None,
+    top: options.Top = 12,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+) -> None:
+    """Imagine a picture for TEXT, show its features, edit them, draw it with -o.
+
+    Needs a bundle with a prior.
+    """
+    edits = arguments.edits_of(
+        set=set or (), add=add or (), scale=scale or (), ablate=ablate or (), switch=switch or (), unit=unit
+    )
+    drawing = Drawing(
+        out,
+        save_recipe,
+        save_html,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        scheduler=scheduler,
+    )
+    with client_of(context, address, timeout) as client:
+        with show.console(stderr=True).status("imagining"):
+            photo = client.embed_prompt(" ".join(words), negative_prompt=negative, seed=prior_seed)
+        if edits or out is not None or save_recipe is not None:
+            drawing.draw(photo.edit(edits), photo.name, json=json)
+        else:
+            _show_photo(photo, top, save_html, json=json)
+
+
+def _show_photo(photo: faceteer.Photo, top: int, save_html: Path | None, *, json: bool) -> None:
+    if save_html is not None:
+        photo.save_html(save_html)
     if json:
         output.print_json(
             {
@@ -85,33 +126,33 @@ def open_(
         )
     else:
         show.photo(show.console(), photo, top)
+        if save_html is not None:
+            show.console().print(f"  wrote {save_html}")
 
 
 @app.command()
 def edit(
     context: typer.Context,
-    image: Picture,
-    set: Annotated[list[str] | None, typer.Option("--set", metavar="FEATURE=VALUE", help="Set a feature.")] = None,
-    add: Annotated[list[str] | None, typer.Option("--add", metavar="FEATURE=VALUE", help="Turn it up by it.")] = None,
-    scale: Annotated[list[str] | None, typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply it.")] = None,
-    ablate: Annotated[list[str] | None, typer.Option("--ablate", metavar="FEATURE", help="Turn it off.")] = None,
-    switch: Annotated[
-        list[str] | None,
-        typer.Option("--switch", metavar="FEATURE=VALUE", help="Set it and turn its rivals off."),
-    ] = None,
-    unit: Annotated[
-        str, typer.Option("--unit", help="scaled: 1 is the feature's 99th percentile; raw: the SAE's own units.")
-    ] = "scaled",
-    out: Out = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    scheduler: Scheduler = None,
-    save_recipe: SaveRecipe = None,
-    json: Json = False,
-    address: Address = None,
-    timeout: Timeout = None,
+    image: options.Picture,
+    set: options.Set = None,
+    add: options.Add = None,
+    scale: options.Scale = None,
+    ablate: options.Ablate = None,
+    switch: options.Switch = None,
+    unit: options.Unit = "scaled",
+    out: options.Out = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    size: options.Size = None,
+    scheduler: options.Scheduler = None,
+    keep_layout: options.KeepLayout = None,
+    strength: options.Strength = None,
+    save_recipe: options.SaveRecipe = None,
+    save_html: options.SaveHtml = None,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
 ) -> None:
     """Edit a picture's features. FEATURE is a label or an index; every option may be given several times.
 
@@ -120,147 +161,99 @@ def edit(
     edits = arguments.edits_of(
         set=set or (), add=add or (), scale=scale or (), ablate=ablate or (), switch=switch or (), unit=unit
     )
-    drawing = _Drawing(out, save_recipe, seed, steps, guidance, size, scheduler)
-    with _client(context, address, timeout) as client:
-        planned = _open(client, image).edit(edits)
+    drawing = Drawing(
+        out,
+        save_recipe,
+        save_html,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        scheduler=scheduler,
+        keep_layout=keep_layout,
+        strength=strength,
+    )
+    with client_of(context, address, timeout) as client:
+        planned = opened(client, image).edit(edits)
         drawing.draw(planned, image.name, json=json)
 
 
 @app.command()
 def diff(
     context: typer.Context,
-    image: Picture,
-    other: Picture,
+    image: options.Picture,
+    other: options.Picture,
     coverage: Annotated[float, typer.Option("--coverage", help="The share of the difference to carry.")] = 0.9,
-    top: Top = 20,
-    json: Json = False,
-    address: Address = None,
-    timeout: Timeout = None,
+    top: options.Top = 20,
+    save_html: options.SaveHtml = None,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
 ) -> None:
     """Show which features lead from one picture to another."""
-    with _client(context, address, timeout) as client:
-        source, target = _open(client, image), _open(client, other)
+    arguments.check_page(save_html)
+    with client_of(context, address, timeout) as client:
+        source, target = opened(client, image), opened(client, other)
         result = client.diff(source, target, coverage=coverage)
+    if save_html is not None:
+        result.save_html(save_html)
     if json:
         output.print_json(result.to_dict())
     else:
         show.difference(show.console(), image.name, other.name, result, top)
+        if save_html is not None:
+            show.console().print(f"  wrote {save_html}")
 
 
 @app.command()
 def transfer(
     context: typer.Context,
-    image: Picture,
-    other: Picture,
+    image: options.Picture,
+    other: options.Picture,
     reference: Annotated[
         Path | None, typer.Option("--reference", help="Carry over what OTHER has and this picture lacks.")
     ] = None,
     coverage: Annotated[float, typer.Option("--coverage", help="The share of the difference to carry.")] = 0.9,
-    out: Out = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    scheduler: Scheduler = None,
-    save_recipe: SaveRecipe = None,
-    json: Json = False,
-    address: Address = None,
-    timeout: Timeout = None,
+    out: options.Out = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    size: options.Size = None,
+    scheduler: options.Scheduler = None,
+    keep_layout: options.KeepLayout = None,
+    strength: options.Strength = None,
+    save_recipe: options.SaveRecipe = None,
+    save_html: options.SaveHtml = None,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
 ) -> None:
     """Carry the features of OTHER over to IMAGE."""
-    drawing = _Drawing(out, save_recipe, seed, steps, guidance, size, scheduler)
-    with _client(context, address, timeout) as client:
-        target, source = _open(client, image), _open(client, other)
-        against = None if reference is None else _open(client, reference)
+    drawing = Drawing(
+        out,
+        save_recipe,
+        save_html,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        scheduler=scheduler,
+        keep_layout=keep_layout,
+        strength=strength,
+    )
+    with client_of(context, address, timeout) as client:
+        target, source = opened(client, image), opened(client, other)
+        against = None if reference is None else opened(client, reference)
         planned = client.transfer(target, source, reference=against, coverage=coverage)
         drawing.draw(planned, f"{other.name} → {image.name}", json=json)
 
 
-@features_app.command("search")
-def features_search(
-    context: typer.Context,
-    words: Annotated[list[str], typer.Argument(help="Words of labels; the last may be incomplete.")],
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Features to show.")] = 20,
-    json: Json = False,
-    address: Address = None,
-    timeout: Timeout = None,
-) -> None:
-    """Find features by the words of their labels."""
-    query = " ".join(words)
-    with _client(context, address, timeout) as client:
-        found = client.features.search(query, limit=limit)
-    if json:
-        output.print_json({"features": [_feature_dict(feature) for feature in found]})
-    else:
-        show.features(show.console(), found, query)
-
-
-@features_app.command("show")
-def features_show(
-    context: typer.Context,
-    feature: Annotated[str, typer.Argument(help="A label or an index.")],
-    icon: Annotated[Path | None, typer.Option("--icon", help="Write a picture of what it causes here.")] = None,
-    json: Json = False,
-    address: Address = None,
-    timeout: Timeout = None,
-) -> None:
-    """Show what a feature means and how it behaves."""
-    format = arguments.output_format(icon) if icon is not None else ""
-    with _client(context, address, timeout) as client:
-        shown = client.features[arguments.feature_key(feature)]
-        examples = shown.examples(6)
-        if icon is not None:
-            output.write_picture(shown.icon().image, icon, format)
-    if json:
-        pictures = [{"picture": e.picture, "activation": e.activation, "caption": e.caption} for e in examples]
-        output.print_json({**_feature_dict(shown), "examples": pictures})
-    else:
-        show.feature(show.console(), shown, examples)
-        if icon is not None:
-            show.console().print(f"  wrote {icon}")
-
-
-@recipe_app.command("show")
-def recipe_show(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    json: Json = False,
-) -> None:
-    """Show what a recipe does. Needs no server."""
-    loaded = faceteer.Recipe.load(recipe)
-    if json:
-        output.print_json({"hash": loaded.hash, "recipe": loaded.to_dict()})
-    else:
-        show.recipe(show.console(), recipe.name, loaded)
-
-
-@recipe_app.command("apply")
-def recipe_apply(
-    context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    image: Picture,
-    out: Out = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    scheduler: Scheduler = None,
-    save_recipe: SaveRecipe = None,
-    json: Json = False,
-    address: Address = None,
-    timeout: Timeout = None,
-) -> None:
-    """Replay a recipe on a picture. Refused when the server has other models than the recipe was made with."""
-    loaded = faceteer.Recipe.load(recipe)
-    drawing = _Drawing(out, save_recipe, seed, steps, guidance, size, scheduler)
-    with _client(context, address, timeout) as client:
-        planned = _open(client, image).edit(loaded)
-        drawing.draw(planned, f"{recipe.name} on {image.name}", json=json)
-
-
 @app.command()
-def status(context: typer.Context, json: Json = False, address: Address = None, timeout: Timeout = None) -> None:
+def status(
+    context: typer.Context, json: options.Json = False, address: options.Address = None, timeout: options.Timeout = None
+) -> None:
     """Show what the server runs, its limits, and whether its services are well."""
-    with _client(context, address, timeout) as client:
+    with client_of(context, address, timeout) as client:
         answer = client.status()
     if json:
         output.print_json(answer.to_dict())
@@ -268,90 +261,17 @@ def status(context: typer.Context, json: Json = False, address: Address = None, 
         show.status(show.console(), answer)
 
 
-class _Drawing:
-    """What an edit's command was asked to write; checked before any work is done."""
-
-    def __init__(
-        self,
-        out: Path | None,
-        save_recipe: Path | None,
-        seed: int | None,
-        steps: int | None,
-        guidance: float | None,
-        size: str | None,
-        scheduler: str | None,
-    ) -> None:
-        self._out, self._save_recipe = out, save_recipe
-        self._format = arguments.output_format(out) if out is not None else ""
-        if save_recipe is not None:
-            arguments.check_writable(save_recipe)
-        self._settings: dict[str, Any] = {
-            "seed": seed,
-            "steps": steps,
-            "guidance_scale": guidance,
-            "size": arguments.size_of(size),
-            "scheduler": scheduler,
-        }
-        faceteer.Settings.of(**self._settings)
-
-    def draw(self, edit: faceteer.Edit, name: str, *, json: bool) -> None:
-        """Draws when a file was named, shows the report, writes what was asked for."""
-        answer: dict[str, Any] = {"output": None, "seed": None}
-        wrote = []
-        recipe: faceteer.Recipe | None = None
-        if self._out is not None:
-            picture = edit.render(progress=True, **self._settings)
-            output.write_picture(picture, self._out, self._format)
-            answer |= {"output": str(self._out), "seed": picture.info["seed"]}
-            answer |= {"width": picture.width, "height": picture.height}
-            wrote.append(f"{self._out} ({picture.width}x{picture.height}, seed {picture.info['seed']})")
-            recipe = edit.recipe()
-        elif json or self._save_recipe is not None:
-            recipe = edit.recipe(**self._settings)
-        report = edit.report()
-        if self._save_recipe is not None and recipe is not None:
-            recipe.save(self._save_recipe)
-            wrote.append(str(self._save_recipe))
-        if json:
-            assert recipe is not None
-            answer |= {**report.to_dict(), "recipe": recipe.to_dict(), "recipe_hash": recipe.hash}
-            if edit.coverage is not None:
-                answer["coverage"] = edit.coverage
-            output.print_json(answer)
-            return
-        to = show.console()
-        show.report(to, name, report)
-        for each in wrote:
-            to.print(f"  wrote {each}")
-        if not wrote:
-            to.print("  nothing drawn: name a file with -o", style="dim")
-
-
-@contextmanager
-def _client(context: typer.Context, address: str | None, timeout: float | None) -> Iterator[faceteer.Client]:
-    """The command's own --address wins over the one before the command."""
-    root = context.find_root().obj
-    with faceteer.connect(address if address is not None else root, timeout=timeout) as client:
-        yield client
-
-
-def _open(client: faceteer.Client, image: Path) -> faceteer.Photo:
-    with show.console(stderr=True).status(f"opening {image.name}"):
-        return client.open(image)
-
-
-def _feature_dict(feature: faceteer.Feature) -> dict[str, Any]:
-    statistics = dict(vars(feature.statistics))
-    histogram = statistics.pop("histogram")
-    return {
-        "index": feature.index,
-        "label": feature.label,
-        "label_source": feature.label_source,
-        "score": feature.score,
-        "statistics": statistics,
-        "histogram": None if histogram is None else dict(vars(histogram)),
-        "coactivating": [vars(one) for one in feature.coactivating],
-        "rivals": [vars(one) for one in feature.rivals],
-        "nearest": [vars(one) for one in feature.nearest],
-        "safety_class": feature.safety_class,
-    }
+@app.command()
+def library(
+    context: typer.Context,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+) -> None:
+    """Show what the feature library covers."""
+    with client_of(context, address, timeout) as client:
+        facts = client.features.info()
+    if json:
+        output.print_json(facts.to_dict())
+    else:
+        show.library(show.console(), facts)

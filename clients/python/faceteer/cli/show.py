@@ -105,12 +105,19 @@ def difference(to: Console, source: str, target: str, result: faceteer.Differenc
 
 def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None:
     """A search's hits."""
-    _title(to, query, f"{len(found)} feature{'' if len(found) == 1 else 's'}")
+    total = getattr(found, "total", len(found))
+    of = f" of {total}" if total > len(found) else ""
+    _title(to, query, f"{len(found)}{of} feature{'' if len(found) == 1 else 's'}")
     if not found:
-        to.print(Text("  Nothing is labelled like that; fewer letters of a word find more.", "dim"))
+        to.print(Text("  Nothing is like that; fewer letters of a word, or fewer filters, find more.", "dim"))
         return
     table = _table(
-        ("feature", "right"), ("label", "left"), ("fires on", "right"), ("p99", "right"), ("detection", "right")
+        ("feature", "right"),
+        ("label", "left"),
+        ("fires on", "right"),
+        ("p99", "right"),
+        ("detection", "right"),
+        ("causal", "right"),
     )
     for feature in found:
         statistics = feature.statistics
@@ -120,6 +127,7 @@ def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None
             f"{statistics.firing_share:.2%}",
             f"{statistics.p99:.3g}",
             _optional(statistics.detection_score),
+            _optional(statistics.causal_score),
         )
     _show(to, table)
 
@@ -129,6 +137,8 @@ def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.Fe
     statistics = shown.statistics
     source = _SOURCES[shown.label_source]
     _title(to, shown.label or "unlabelled", f"feature #{shown.index} · {source}")
+    if shown.terms:
+        to.print(_indented(Text.assemble(("also ", "dim"), ", ".join(shown.terms))))
     if not statistics.alive:
         to.print("  It never fired on the library's corpus.")
         return
@@ -139,7 +149,9 @@ def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.Fe
     for name, value in (("p50", statistics.p50), ("mean", statistics.mean), ("p99", statistics.p99)):
         table.add_row(name, f"{value:.3g}")
     table.add_row("max", f"{statistics.max:.3g}")
-    table.add_row("detection", _optional(statistics.detection_score))
+    accuracy = statistics.detection_balanced_accuracy
+    balanced = "" if accuracy is None else f", balanced accuracy {accuracy:.2f}"
+    table.add_row("detection", _optional(statistics.detection_score) + balanced)
     table.add_row("causal", _optional(statistics.causal_score))
     if shown.safety_class:
         table.add_row("safety class", Text(shown.safety_class, "yellow"))
@@ -155,8 +167,41 @@ def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.Fe
             names = ", ".join(f"{one.label or 'unlabelled'} #{one.index} ({one.score:.2g})" for one in related[:6])
             to.print(_indented(Text.assemble((title + " ", "dim"), names)))
     if examples:
-        names = ", ".join(f"{one.picture} ({one.activation:.2f})" for one in examples[:6])
-        to.print(_indented(Text.assemble(("strongest on ", "dim"), names)))
+        by_quantile: dict[str, list[str]] = {}
+        for one in examples:
+            drawn = (one.quantile_from, one.quantile_to) != (0.0, 0.0)
+            where = f"from {one.quantile_from:.0%} to {one.quantile_to:.0%} " if drawn else "strongest on "
+            by_quantile.setdefault(where, []).append(f"{one.picture} ({one.activation:.2f})")
+        for where, listed in by_quantile.items():
+            to.print(_indented(Text.assemble((where, "dim"), ", ".join(listed[:6]))))
+
+
+def labelled(to: Console, now: faceteer.Feature) -> None:
+    """A feature after a person named it, or took the name back."""
+    to.print(
+        Text.assemble(
+            (f"  #{now.index} is ", "dim"), now.label or "unlabelled", (f", {_SOURCES[now.label_source]}", "dim")
+        )
+    )
+
+
+def library(to: Console, facts: faceteer.LibraryFacts) -> None:
+    """What a library covers."""
+    of = f" of {facts.corpus}" if facts.corpus else ""
+    _title(to, facts.bundle or "library", f"{facts.n_pictures:,} pictures{of}")
+    table = Table.grid(padding=(0, 3))
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row(
+        "features", f"{facts.n_features:,}, of which {facts.n_alive:,} fire and {facts.n_labelled:,} are labelled"
+    )
+    table.add_row("search", "words, and what they mean" if facts.searches_meaning else "words")
+    if facts.safety_classes:
+        table.add_row("safety classes", Text(", ".join(facts.safety_classes)))
+    table.add_row("revision", f"{facts.revision} for SAE {facts.sae_revision}")
+    if facts.created:
+        table.add_row("made", facts.created)
+    to.print(Padding(table, (1, 2), expand=False))
 
 
 def status(to: Console, server: faceteer.ServerStatus) -> None:
@@ -171,7 +216,7 @@ def status(to: Console, server: faceteer.ServerStatus) -> None:
         + ("" if encoder.has_text_tower else ", no text tower"),
         "sae": f"{sae.d_sae} features, {sae.architecture}" + (f", k = {sae.k}" if sae.k else ""),
         "generator": f"{size}, {generator.defaults.steps} steps, {', '.join(generator.schedulers)}",
-        "library": "",
+        "library": f"{server.library.n_labelled:,} of {server.library.n_features:,} features labelled",
         "studio": f"up to {generator.max_seeds} pictures an edit, {sae.max_edits} edits",
     }
     for service, health in server.health.items():

@@ -1,0 +1,242 @@
+"""``faceteer features …``: what each feature means.
+
+Knows nothing of gRPC, nor of how results are drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import faceteer
+from faceteer.cli import arguments, options, output, show
+from faceteer.cli.options import client_of, opened
+
+app = typer.Typer(help="What each feature means.", no_args_is_help=True)
+
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Features to show.")]
+
+
+@app.command("search")
+def search(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Words of labels; the last may be incomplete.", show_default=False)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="The features that fire on this picture.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="FEATURE", help="Features like this one: a label or an index.")
+    ] = None,
+    limit: Limit = 20,
+    alive: options.Alive = None,
+    labelled: options.Labelled = None,
+    source: options.Source = None,
+    min_share: options.MinShare = None,
+    max_share: options.MaxShare = None,
+    min_detection: options.MinDetection = None,
+    max_detection: options.MaxDetection = None,
+    min_causal: options.MinCausal = None,
+    max_causal: options.MaxCausal = None,
+    disagree: options.Disagree = None,
+    include_class: options.IncludeClass = None,
+    save_html: options.SaveHtml = None,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+) -> None:
+    """Find features by words, by a picture, or like another feature; best first."""
+    query = " ".join(words or ()).strip()
+    if (bool(query), picture is not None, like is not None).count(True) != 1:
+        raise faceteer.InvalidArgumentError(
+            "search for one thing: WORDS, --picture FILE or --like FEATURE", field="words", description="one of three"
+        )
+    arguments.check_page(save_html)
+    filters = options.filters_of(
+        alive=alive,
+        labelled=labelled,
+        source=source,
+        min_share=min_share,
+        max_share=max_share,
+        min_detection=min_detection,
+        max_detection=max_detection,
+        min_causal=min_causal,
+        max_causal=max_causal,
+        disagree=disagree,
+        include_class=include_class,
+    )
+    with client_of(context, address, timeout) as client:
+        what: str | faceteer.Photo | faceteer.Feature = query
+        if picture is not None:
+            what, query = opened(client, picture), picture.name
+        elif like is not None:
+            what = client.features[arguments.feature_key(like)]
+            query = f"like {what.name}"
+        found = client.features.search(what, limit=limit, **filters)
+        _show(found, query, save_html, json=json)
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            help="index, label, or by falling firing_share, max_activation, detection_score, causal_score, "
+            "disagreement.",
+        ),
+    ] = "index",
+    limit: Limit = 50,
+    alive: options.Alive = None,
+    labelled: options.Labelled = None,
+    source: options.Source = None,
+    min_share: options.MinShare = None,
+    max_share: options.MaxShare = None,
+    min_detection: options.MinDetection = None,
+    max_detection: options.MaxDetection = None,
+    min_causal: options.MinCausal = None,
+    max_causal: options.MaxCausal = None,
+    disagree: options.Disagree = None,
+    include_class: options.IncludeClass = None,
+    save_html: options.SaveHtml = None,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+) -> None:
+    """List features by filter and order."""
+    arguments.check_page(save_html)
+    filters = options.filters_of(
+        alive=alive,
+        labelled=labelled,
+        source=source,
+        min_share=min_share,
+        max_share=max_share,
+        min_detection=min_detection,
+        max_detection=max_detection,
+        min_causal=min_causal,
+        max_causal=max_causal,
+        disagree=disagree,
+        include_class=include_class,
+    )
+    with client_of(context, address, timeout) as client:
+        listed = client.features.list(order=order, limit=limit, **filters)  # type: ignore[arg-type]  # checked there
+        _show(faceteer.FeatureList(listed), f"features by {order.replace('_', ' ')}", save_html, json=json)
+
+
+@app.command("show")
+def show_(
+    context: typer.Context,
+    feature: options.Feature,
+    icon: Annotated[Path | None, typer.Option("--icon", help="Write a picture of what it causes here.")] = None,
+    quantiles: Annotated[
+        bool, typer.Option("--quantiles", help="Name pictures of each quantile of its activation, not the strongest.")
+    ] = False,
+    save_html: Annotated[
+        Path | None,
+        typer.Option("--save-html", "--html", metavar="FILE", help="Also write a page with pictures: one .html file."),
+    ] = None,
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+) -> None:
+    """Show what a feature means and how it behaves."""
+    format = arguments.output_format(icon) if icon is not None else ""
+    arguments.check_page(save_html)
+    wrote = []
+    with client_of(context, address, timeout) as client:
+        shown = client.features[arguments.feature_key(feature)]
+        examples = shown.examples(12, selection="quantiles" if quantiles else "strongest")
+        if icon is not None:
+            _write_icon(shown, icon, format)
+            wrote.append(icon)
+        if save_html is not None:
+            wrote.append(shown.save_html(save_html))
+    if json:
+        output.print_json({**shown.to_dict(), "examples": [_example_dict(example) for example in examples]})
+        return
+    show.feature(show.console(), shown, examples)
+    for path in wrote:
+        show.console().print(f"  wrote {path}")
+
+
+@app.command("icon")
+def icon(
+    context: typer.Context,
+    feature: options.Feature,
+    out: Annotated[Path, typer.Option("-o", "--output", help="The file: .webp, .png or .jpg.", show_default=False)],
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+) -> None:
+    """Write a picture of what turning a feature up causes. The server may have to draw it, which takes a while."""
+    format = arguments.output_format(out)
+    with client_of(context, address, timeout) as client:
+        shown = client.features[arguments.feature_key(feature)]
+        with show.console(stderr=True).status(f"the icon of {shown.name}"):
+            strip = _write_icon(shown, out, format)
+    strengths = ", ".join(f"{strength:g}" for strength in strip.strengths)
+    if json:
+        output.print_json({"index": shown.index, "output": str(out), "strengths": list(strip.strengths)})
+    else:
+        show.console().print(f"  wrote {out} ({strip.image.width}x{strip.image.height}, strengths {strengths})")
+
+
+@app.command("label")
+def label(
+    context: typer.Context,
+    feature: options.Feature,
+    words: Annotated[
+        str | None, typer.Argument(metavar="LABEL", help="What it means, in a few words.", show_default=False)
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take the person's label back instead.")] = False,
+    author: Annotated[str, typer.Option("--author", help="Who says so; recorded.")] = "",
+    json: options.Json = False,
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+) -> None:
+    """Say what a feature means. A person's label wins over every automatic one."""
+    if clear == bool((words or "").strip()):
+        raise faceteer.InvalidArgumentError(
+            "give a LABEL, or --clear to take one back", field="label", description="one of the two"
+        )
+    with client_of(context, address, timeout) as client:
+        key = arguments.feature_key(feature)
+        now = client.features.label(key, "" if clear else (words or "").strip(), author=author)
+    if json:
+        output.print_json(now.to_dict())
+    else:
+        show.labelled(show.console(), now)
+
+
+def _write_icon(feature: faceteer.Feature, path: Path, format: str) -> faceteer.FeatureIcon:
+    strip = feature.icon()
+    if format == "WEBP":
+        strip.save(path)
+    else:
+        output.write_picture(strip.image, path, format)
+    return strip
+
+
+def _show(found: faceteer.FeatureList, query: str, save_html: Path | None, *, json: bool) -> None:
+    if save_html is not None:
+        found.save_html(save_html, title=query)
+    if json:
+        output.print_json({"features": [feature.to_dict() for feature in found], "total": found.total})
+        return
+    show.features(show.console(), found, query)
+    if save_html is not None:
+        show.console().print(f"  wrote {save_html}")
+
+
+def _example_dict(example: faceteer.FeatureExample) -> dict[str, Any]:
+    return {
+        "picture": example.picture,
+        "activation": example.activation,
+        "caption": example.caption,
+        "quantile_from": example.quantile_from,
+        "quantile_to": example.quantile_to,
+    }
