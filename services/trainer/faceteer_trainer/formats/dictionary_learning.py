@@ -16,7 +16,7 @@ import torch
 
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats.files import read_json, read_pickle
-from faceteer_trainer.formats.plain import PlainSae, take
+from faceteer_trainer.formats.plain import PlainSae, take, turned, whole_number
 
 _TENSORS = {
     "AutoEncoder": ("encoder.weight", "encoder.bias", "decoder.weight", "bias"),
@@ -44,23 +44,24 @@ def read(path: Path) -> PlainSae:
     given = take(state, weights, *_TENSORS[kind])
     if kind in ("AutoEncoder", "AutoEncoderNew"):
         W, b, D, shift = given
-        return PlainSae("standard", W, b, D.T, shift, kind == "AutoEncoder").checked(weights)
+        return PlainSae("standard", W, b, turned(D, weights), shift, kind == "AutoEncoder").checked(weights)
     if kind == "JumpReluAutoEncoder":
         W, b, D, shift, threshold = given
-        return PlainSae("jumprelu", W.T, b, D, shift, False, threshold=threshold).checked(weights)
+        return PlainSae("jumprelu", turned(W, weights), b, D, shift, False, threshold=threshold).checked(weights)
     if kind == "MatryoshkaBatchTopKSAE":
         W, b, D, shift, k, threshold, _ = given
-        W, D = W.T, D
+        W = turned(W, weights)
     else:
         W, b, D, shift, k, threshold = given
-        D = D.T
+        D = turned(D, weights)
+    kept = whole_number(k, weights, "k")
     if kind == "AutoEncoderTopK":
-        return PlainSae("topk", W, b, D, shift, True, int(k)).checked(weights)
-    if float(threshold) < 0:
+        return PlainSae("topk", W, b, D, shift, True, kept).checked(weights)
+    if threshold.numel() == 1 and float(threshold) < 0:
         raise JobError(
             f"{weights}: its threshold was never set (-1), so it has no activations of its own; train longer"
         )
-    return PlainSae("batchtopk", W, b, D, shift, True, int(k), threshold.float()).checked(weights)
+    return PlainSae("batchtopk", W, b, D, shift, True, kept, threshold.float()).checked(weights)
 
 
 def write(sae: PlainSae, directory: Path) -> Path:

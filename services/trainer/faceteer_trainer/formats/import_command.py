@@ -1,19 +1,25 @@
 """`faceteer_trainer import-sae --from saelens --file DIR --out DIR`.
 
-Knows the options; each format has a module of its own.
+Knows the options and what belongs together; each format has a module of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from faceteer_runtime.bundle import Bundle, BundleError
+from faceteer_sae.statistics import FILE as STATISTICS
 
+from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats import bundle_sae, dictionary_learning, published, saelens, sparsify
+from faceteer_trainer.formats.measuring import measure_import
 from faceteer_trainer.formats.plain import PlainSae
+from faceteer_trainer.locks import locked
 
 FORMATS = ("published", "saelens", "dictionary-learning", "sparsify")
 
@@ -24,32 +30,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=Path, required=True, help="the file, or the folder that holds it")
     parser.add_argument("--out", type=Path, required=True, help="where the SAE goes, as a bundle holds it")
     parser.add_argument("--dtype", choices=("keep", "float32", "float16", "bfloat16", "int8"), default="keep")
-    parser.add_argument("--bundle", type=Path, help="whose encoder it must fit")
+    parser.add_argument("--bundle", type=Path, help="whose encoder it must fit; its revision is recorded")
+    parser.add_argument("--corpus", type=Path, help="embeddings to measure its features on: without, no SCALED units")
+    parser.add_argument("--statistics-rows", type=int, default=100_000, help="of the corpus (100000)")
     parser.add_argument("--allow-other-checksum", action="store_true", help="of the published file")
+    parser.add_argument("--activation-scale", type=float, metavar="S", help="saelens, expected_average_only_in: the "
+        "factor that the training's input was multiplied with")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Convert, and say what it is."""
-    sae = read(arguments.format, arguments.file, any_checksum=arguments.allow_other_checksum)
-    if arguments.bundle is not None:
-        try:
-            embed_dim = int(Bundle.open(arguments.bundle).part("encoder").facts["embed_dim"])
-        except BundleError as error:
-            raise JobError(str(error)) from None
-        if embed_dim != sae.d_in:
+    """Convert, measure where a corpus is given, and say what it is."""
+    scale = arguments.activation_scale
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise JobError(f"--activation-scale is {scale}; it must be above 0")
+    if scale is not None and arguments.format != "saelens":
+        raise JobError("--activation-scale goes with --from saelens only; leave it out")
+    if arguments.statistics_rows < 1:
+        raise JobError(f"--statistics-rows is {arguments.statistics_rows}; it must be above 0")
+    sae = read(arguments.format, arguments.file, any_checksum=arguments.allow_other_checksum, activation_scale=scale)
+    revision = None if arguments.bundle is None else _encoder_of(arguments.bundle, sae, arguments.file)
+    corpus = None
+    if arguments.corpus is not None:
+        corpus = EmbeddingCorpus.open(arguments.corpus, encoder_revision=revision)
+        if corpus.embed_dim != sae.d_in:
             raise JobError(
-                f"{arguments.file}: an SAE of embeddings of {sae.d_in} values, but {arguments.bundle}'s encoder makes "
-                f"{embed_dim}; it was trained on another encoder"
+                f"{arguments.corpus}: embeddings of {corpus.embed_dim} values, but {arguments.file} takes {sae.d_in}"
             )
+        revision = corpus.encoder_revision
+    metadata: dict[str, Any] = {
+        **sae.metadata,
+        "imported_from": {"format": arguments.format, "file": arguments.file.name},
+    }
+    if revision is not None:
+        metadata["encoder_revision"] = revision
     kept = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
     dtype = kept.get(sae.W_enc.dtype, "float32") if arguments.dtype == "keep" else arguments.dtype
-    bundle_sae.write(sae, arguments.out, dtype)
-    print(f"{arguments.out}: {sae.architecture}, {sae.d_sae:,} features of {sae.d_in} values, {dtype}")
+    with locked(arguments.out):
+        # What was measured of another SAE says nothing of this one.
+        (arguments.out / STATISTICS).unlink(missing_ok=True)
+        bundle_sae.write(sae.with_metadata(metadata), arguments.out, dtype)
+        print(f"{arguments.out}: {sae.architecture}, {sae.d_sae:,} features of {sae.d_in} values, {dtype}")
+        if corpus is not None:
+            del sae
+            print(measure_import(arguments.out, corpus, arguments.statistics_rows))
 
 
-def read(format: str, path: Path, *, any_checksum: bool = False) -> PlainSae:
+def _encoder_of(directory: Path, sae: PlainSae, file: Path) -> str:
+    """The revision of a bundle's encoder, which must make embeddings of the SAE's length."""
+    try:
+        encoder = Bundle.open(directory).part("encoder")
+    except BundleError as error:
+        raise JobError(str(error)) from None
+    embed_dim = int(encoder.facts["embed_dim"])
+    if embed_dim != sae.d_in:
+        raise JobError(
+            f"{file}: an SAE of embeddings of {sae.d_in} values, but {directory}'s encoder makes {embed_dim}; it was "
+            "trained on another encoder"
+        )
+    return encoder.revision
+
+
+def read(format: str, path: Path, *, any_checksum: bool = False, activation_scale: float | None = None) -> PlainSae:
     """An SAE in one of :data:`FORMATS`. Raises JobError."""
     if format == "published":
         return published.read(path, any_checksum=any_checksum)
-    readers = {"saelens": saelens.read, "dictionary-learning": dictionary_learning.read, "sparsify": sparsify.read}
-    return readers[format](path)
+    if format == "saelens":
+        return saelens.read(path, activation_scale=activation_scale)
+    return (dictionary_learning if format == "dictionary-learning" else sparsify).read(path)

@@ -15,7 +15,7 @@ import torch
 
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats.files import read_pickle
-from faceteer_trainer.formats.plain import PlainSae, take
+from faceteer_trainer.formats.plain import PlainSae, take, turned
 
 SHA256 = "427e99d536d067aee9681f4c26d0e2efaac5524eaab80c78f23ffca56e0bd479"
 SOURCE = "gytdau/clip-sae-128, sparse_autoencoder_128.pth"
@@ -35,10 +35,10 @@ def read(path: Path, *, any_checksum: bool = False) -> PlainSae:
                 "--allow-other-checksum for weights of your own in this format"
             )
     encoder, enc_bias, decoder, dec_bias = take(read_pickle(path), path, *_NAMES)
-    if encoder.ndim != 2 or decoder.ndim != 2:
-        raise JobError(f"{path}: encoder.weight and decoder.weight must be matrices")
     metadata = {} if any_checksum else {"source": SOURCE}
-    return PlainSae("standard", encoder, enc_bias, decoder.T, dec_bias, False, metadata=metadata).checked(path)
+    return PlainSae("standard", encoder, enc_bias, turned(decoder, path), dec_bias, False, metadata=metadata).checked(
+        path
+    )
 
 
 def write(sae: PlainSae, path: Path) -> Path:
@@ -52,6 +52,9 @@ def write(sae: PlainSae, path: Path) -> Path:
         "dec_bias": sae.b_dec.half(),
         "decoder.weight": sae.W_dec.T.half().contiguous(),
     }
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise JobError(f"{path}: {name} does not fit float16, which this format is in; export to saelens instead")
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, part)

@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats.files import read_json, read_safetensors
-from faceteer_trainer.formats.plain import PlainSae, take
+from faceteer_trainer.formats.plain import PlainSae, take, whole_number
 
 _NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
-def read(directory: Path) -> PlainSae:
-    """The sparse coder in a folder."""
+def read(path: Path) -> PlainSae:
+    """The sparse coder in a folder, or of the path of its sae.safetensors."""
+    directory = path if path.is_dir() or not path.exists() else path.parent
     path = directory / "cfg.json"
     cfg = read_json(path)
     if cfg.get("activation", "topk") != "topk":
@@ -29,7 +30,7 @@ def read(directory: Path) -> PlainSae:
             raise JobError(f"{path}: a sparse coder with {name} is no autoencoder of embeddings")
     weights = directory / "sae.safetensors"
     W, b, D, shift = take(read_safetensors(weights), weights, *_NAMES)
-    return PlainSae("topk", W, b, D, shift, True, int(cfg.get("k", 32))).checked(weights)
+    return PlainSae("topk", W, b, D, shift, True, whole_number(cfg.get("k", 32), path, "k")).checked(weights)
 
 
 def write(sae: PlainSae, directory: Path) -> Path:

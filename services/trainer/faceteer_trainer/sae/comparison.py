@@ -77,6 +77,22 @@ class ServedSae:
             else:
                 yield first, self._chosen(x_in, pairs, part)
 
+    def fire(self, x: torch.Tensor, k: int) -> tuple[Pairs, torch.Tensor]:
+        """The firings on x [m, d_in] and their activations [P], as sae.architectures.Autoencoder gives them.
+
+        Args:
+            k: as the SAE's own.
+        """
+        rows, latents, acts = [], [], []
+        for first, block in self.blocks(x):
+            at, columns = block.nonzero(as_tuple=True)
+            rows.append(at)
+            latents.append(columns + first)
+            acts.append(block[at, columns])
+        where, which = torch.cat(rows), torch.cat(latents)
+        order = (where * self.d_sae + which).argsort()
+        return Pairs(where[order], which[order]), torch.cat(acts)[order]
+
     def _chosen(self, x_in: torch.Tensor, pairs: Pairs, part: slice) -> torch.Tensor:
         here = (pairs.latents >= part.start) & (pairs.latents < part.stop)
         rows, columns = pairs.rows[here], pairs.latents[here]
