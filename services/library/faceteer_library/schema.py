@@ -28,7 +28,8 @@ CREATE TABLE features (
     safety_class TEXT NOT NULL,
     terms TEXT NOT NULL DEFAULT '[]'  -- other words that describe it, best first: a JSON list
 );
-CREATE TABLE thumbnails (sha256 BLOB PRIMARY KEY, webp BLOB NOT NULL) WITHOUT ROWID;
+-- With row ids: without, SQLite keeps at most a quarter of a page beside the key, and each picture takes a page more.
+CREATE TABLE thumbnails (sha256 BLOB PRIMARY KEY, webp BLOB NOT NULL);
 CREATE TABLE examples (
     feature INTEGER NOT NULL, selection TEXT NOT NULL, rank INTEGER NOT NULL,
     picture TEXT NOT NULL, activation REAL NOT NULL, caption TEXT NOT NULL,
@@ -45,7 +46,7 @@ CREATE TABLE icons (
     feature INTEGER PRIMARY KEY, webp BLOB NOT NULL, strengths BLOB NOT NULL, key TEXT NOT NULL  -- content address
 );
 -- The CLIP text embedding of each label that a job gave: float16 [d], L2-normalised.
-CREATE TABLE meanings (label TEXT PRIMARY KEY, embeds BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE meanings (label TEXT PRIMARY KEY, embeds BLOB NOT NULL);
 -- The row id is the feature's index. Prefix indexes make search-as-you-type quick.
 CREATE VIRTUAL TABLE words USING fts5(label, tokenize = 'porter unicode61 remove_diacritics 2', prefix = '1 2 3');
 """

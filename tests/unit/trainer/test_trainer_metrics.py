@@ -7,7 +7,6 @@ import pytest
 import torch
 from faceteer_trainer.evaluation.metrics import Share, auc, monosemanticity, share_of, wilson
 from faceteer_trainer.evaluation.steering import Trial, kept_factors
-from faceteer_trainer.labelling import CaptionIndex, label_feature, terms_of
 from faceteer_trainer.sae.statistics import find_rivals, measure_features
 from faceteer_trainer.sae.train import explained_variance
 
@@ -72,20 +71,3 @@ def test_rivals_are_common_features_that_never_meet() -> None:
     assert statistics.rivals(2) == []
     assert statistics.p99[1] == 2.0
     assert statistics.firing_share[2] == pytest.approx((size == 0).mean(), abs=1e-6)
-
-
-def test_terms_leave_out_small_words_at_their_edges() -> None:
-    assert terms_of("a postcard of two boats at night") == {"two", "two boats", "boats", "boats at night", "night"}
-
-
-def test_a_feature_is_named_by_the_words_that_its_pictures_share() -> None:
-    rng = np.random.default_rng(1)
-    night = rng.random(600) < 0.3
-    captions = [f"a {rng.choice(['red', 'blue'])} boat {'at night' if dark else 'by day'}" for dark in night]
-    label = label_feature(night * rng.uniform(1, 2, 600), CaptionIndex(captions))
-    assert label is not None
-    assert "night" in label.text
-    assert label.text != "boat"
-    noise = label_feature(rng.random(600), CaptionIndex(captions))
-    assert noise is None or noise.text != "night"
-    assert label_feature(np.zeros(600), CaptionIndex(captions)) is None

@@ -25,6 +25,7 @@ _BLOCK = 2048
 # A further term is worth naming if it tells at least this much as well as the first.
 _NEARLY = 0.6
 _MOST_TERMS = 4
+_AS_WELL = 0.9
 
 
 class Named(NamedTuple):
@@ -67,8 +68,12 @@ def name_features(side: Side, space: TextSpace, features: npt.NDArray[np.int64],
 
 def _name(z: Floats, terms: tuple[str, ...]) -> Named:
     best = np.argsort(-z, kind="stable")[:20]
-    chosen = [int(best[0])]
-    for term in best[1:]:
+    # Of terms that tell as well the shortest is the plainest: "night", not "moonlight" or "midnight".
+    equals = [int(term) for term in best if z[term] >= _AS_WELL * z[best[0]]]
+    chosen = [min(equals, key=lambda term: (terms[term].count(" "), len(terms[term])))]
+    for term in best:
+        if term == chosen[0]:
+            continue
         if len(chosen) > _MOST_TERMS or z[term] < _NEARLY * z[best[0]]:
             break
         words = set(terms[term].split())

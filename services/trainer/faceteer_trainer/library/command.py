@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, default=defaults.examples, help="strongest pictures for each feature")
     parser.add_argument("--per-quantile", type=int, default=defaults.per_quantile, help="pictures from each quarter")
     parser.add_argument("--common", type=int, default=defaults.common, help="features whose pairs are counted exactly")
+    parser.add_argument(
+        "--keep-statistics", action="store_true", help="leave the SAE's own statistics, and its revision, as they are"
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of the arithmetic on a CPU")
@@ -47,7 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
     settings = BuildSettings(
         examples=arguments.examples, per_quantile=arguments.per_quantile, common=arguments.common, seed=arguments.seed
     )
-    found = build_library(arguments.corpus, arguments.bundle, settings, arguments.work, arguments.device)
+    found = build_library(
+        arguments.corpus, arguments.bundle, settings, arguments.work, arguments.device, arguments.keep_statistics
+    )
     print(
         f"{found['library']}: {found['alive']:,} of {found['features']:,} features fire on {found['pictures']:,} "
         f"pictures, {found['l0']:.1f} on each; {found['minutes']:.1f} minutes"
@@ -60,8 +65,11 @@ def build_library(
     settings: BuildSettings,
     work: Path | None = None,
     device: str = "cpu",
+    keep_statistics: bool = False,
 ) -> dict[str, Any]:
     """Gives a bundle a new library without labels, and its SAE the statistics that edits go by; goes on after a kill.
+
+    With ``keep_statistics`` the SAE keeps those it has.
 
     Raises:
         JobError: corpus and bundle do not fit, or something is not there, not readable or not writable.
@@ -82,8 +90,10 @@ def build_library(
             store = ActivationStore(work / "activations", facts)
             encode_corpus(corpus, sae, store, steps, device)
             measured = measure(store, len(corpus), sae.d_sae, settings, steps)
-            staging, library = work / "staging", work / "library.sqlite"
-            revision = stage_sae(bundle, staging, corpus, measured, settings)
+            staging = None if keep_statistics else work / "staging"
+            library, revision = work / "library.sqlite", bundle.part("sae").revision
+            if staging is not None:
+                revision = stage_sae(bundle, staging, corpus, measured, settings)
             write_library(library, corpus, sae, revision, store, measured, settings, steps, device)
             put_in_place(bundle, staging, library)
     except OSError as error:

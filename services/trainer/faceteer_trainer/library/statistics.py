@@ -38,9 +38,9 @@ def stage_sae(
     return Bundle.open(staging).part("sae").revision
 
 
-def put_in_place(bundle: Bundle, staging: Path, library: Path) -> None:
-    """Moves statistics and library into the bundle, and seals it."""
-    for name in (STATISTICS, CARD):
+def put_in_place(bundle: Bundle, staging: Path | None, library: Path) -> None:
+    """Moves statistics, if there are new ones, and library into the bundle, and seals it."""
+    for name in (STATISTICS, CARD) if staging is not None else ():
         (staging / "sae" / name).replace(bundle.part("sae").path / name)
     (bundle.directory / "library").mkdir(exist_ok=True)
     library.replace(bundle.directory / "library" / "library.sqlite")

@@ -161,8 +161,9 @@ class Workshop:
     def library(self, out: Path) -> Path:
         """Write the library into a bundle that has every other part, and seal it."""
         embeds = load_file(self.work / "embeds.safetensors")["train"]
-        write_library(out, self.corpus, embeds, min(self.preset.library, len(embeds)))
+        shutil.rmtree(out / "library", ignore_errors=True)
         seal_bundle(out, embeds.shape[1])
+        write_library(out, self.corpus, min(self.preset.library, len(embeds)), self.work / "library")
         return out
 
     def build(self, out: Path) -> Path:
