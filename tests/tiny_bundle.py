@@ -63,7 +63,7 @@ def picture_bytes(seed: int, size: int = 64, format: str = "PNG", **options: Any
 
 
 def _write_encoder(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes encoder/; returns the embeds of 256 pictures, the grey one's first [256, d], and those of LABELS [8, d]."""
+    """Writes encoder/; returns embeds of 256 pictures, the grey one's first [256, d], and of LABELS [8, d]; float32."""
     directory.mkdir(parents=True)
     merges = directory / "bpe_simple_vocab.txt.gz"
     merges.write_bytes(tokenizer_merges())
@@ -85,8 +85,12 @@ def _write_encoder(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     model = open_clip.CLIP(**model_cfg).eval()
     with torch.no_grad():
-        # A random tower maps all pictures almost to one point; spread them, as a trained one does.
+        # Random towers map all pictures, and all texts, almost to one point; spread them, as trained ones do.
         model.visual.proj *= 20
+        model.token_embedding.weight *= 20
+        # What stands in a text shall count, not how long it is.
+        model.positional_embedding.zero_()
+        model.token_embedding.weight[-2:] = 0
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "open_clip_model.safetensors")
         mean, std = torch.tensor(preprocess_cfg["mean"]), torch.tensor(preprocess_cfg["std"])
         pixels = torch.stack([torch.tensor(np.array(picture(seed))) for seed in range(255)]).float() / 255

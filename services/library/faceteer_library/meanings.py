@@ -20,7 +20,7 @@ _SMALL = 4_000_000
 _SAMPLE, _BLOCK = 4096, 4096
 # With the postcards' text tower words that it knows lie at 0.99 or more from a label that means the same; names of
 # things it never saw, and nonsense, mostly below 0.5 of any label.
-_LEAST, _MANY = 0.5, 128
+_LEAST, _MOST = 0.5, 0.95
 
 
 class Meant(NamedTuple):
@@ -42,8 +42,9 @@ class Meanings:
         embeds: float16 [n, d], each of norm 1, one a label.
 
     Attributes:
-        floor: the least centred cosine that counts; whatever is farther from the words says nothing. At least 0.5, and
-            in larger libraries no less than what 999 of 1,000 pairs of labels stay below.
+        floor: the least centred cosine that counts; whatever is farther from the words says nothing. Directions taken
+            at random in k dimensions have cosines of standard deviation 1 / sqrt(k): the floor is three of these, at
+            least 0.5 and at most 0.95, k being the dimensions that the labels really fill (their participation ratio).
     """
 
     def __init__(self, embeds: np.ndarray) -> None:
@@ -53,8 +54,7 @@ class Meanings:
         for start in range(0, n, _BLOCK):
             self._mean += embeds[start : start + _BLOCK].astype(np.float32).sum(0)
         self._mean /= max(n, 1)
-        sample = np.random.default_rng(0).permutation(n)[:_SAMPLE]
-        centred = self._centred(np.sort(sample))
+        centred = self._centred(np.random.default_rng(0).permutation(n)[:_SAMPLE])
         self.floor = _floor(centred)
         self._axes: np.ndarray | None = None
         if embeds.size > _SMALL:
@@ -99,13 +99,11 @@ class Meanings:
 
 
 def _floor(centred: np.ndarray) -> float:
-    """The floor, from a sample of the labels."""
-    half = len(centred) // 2
-    if half < _MANY:
-        # Too few to tell chance from likeness.
-        return _LEAST
-    cosines = centred[: min(half, 512)] @ centred[half:].T
-    return float(max(np.quantile(cosines, 0.999), _LEAST))
+    """The floor, from a sample of the labels. k = (sum l)^2 / sum l^2 over the eigenvalues l of their covariance."""
+    some = centred[:1024]
+    squares = float(np.square(some @ some.T).sum())
+    k = len(some) ** 2 / max(squares, 1e-12) if squares > 0 else 0.0
+    return float(np.clip(3 / np.sqrt(max(k, 1.0)), _LEAST, _MOST))
 
 
 def _principal_axes(centred: np.ndarray, count: int) -> np.ndarray:
