@@ -113,9 +113,9 @@ class PlainSae:
             raise JobError(f"{where}: k is {self.k}, but must be 1 to {d_sae}")
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
             tensor = getattr(self, name)
-            if tensor is not None and not all(
-                bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(1 << 24)
-            ):
+            # Rows by rows: a matrix that lies turned round in its file is not copied for this.
+            parts = () if tensor is None else tensor.split(_ROWS) if tensor.ndim else (tensor,)
+            if not all(bool(torch.isfinite(part).all()) for part in parts):
                 raise JobError(f"{where}: {name} holds NaN or infinite values")
         return self
 
