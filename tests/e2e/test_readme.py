@@ -68,7 +68,7 @@ def test_the_command_line_turns_a_day_to_night(address: str, tmp_path: Path) -> 
     opened = json.loads(faceteer("open", str(boat), "--json"))
     assert {"embedding_id", "features", "l0", "explained_variance"} <= opened.keys()
     labels = {feature["label"] for feature in opened["features"]}
-    assert {"day", "boats", "red", "sea"} <= labels
+    assert {"day", "boat", "red", "sea"} <= labels
     assert opened["explained_variance"] > 0.97
     faceteer("edit", str(boat), "--seed", "7", "-o", "same.png", "--json")
     report = json.loads(
