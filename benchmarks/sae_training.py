@@ -107,7 +107,7 @@ def recovery(arguments: argparse.Namespace) -> None:
         name: dataclasses.replace(base, architecture=name)
         for name in ("standard", "topk", "batchtopk", "jumprelu", "matryoshka")
     }
-    runs["topk, sparse kernels"] = dataclasses.replace(base, kernels="sparse")
+    runs["topk, dense kernels"] = dataclasses.replace(base, kernels="dense")
     runs["topk, no AuxK"] = dataclasses.replace(base, loss=dataclasses.replace(loss, aux_k=0))
     runs["topk, frozen decoder"] = dataclasses.replace(base, train_decoder=False)
     if arguments.only:
