@@ -131,17 +131,20 @@ def _name(facts: FeatureFacts) -> Markup:
 def _figures(statistics: FeatureStatistics) -> Markup:
     if not statistics.alive:
         return Markup("")
-    accuracy = statistics.detection_balanced_accuracy
     figures = [
         (_share(statistics.firing_share), "of pictures"),
         (f"{statistics.p50:.3g}", "median activation"),
         (f"{statistics.p99:.3g}", "p99, the unit 1.0"),
         (f"{statistics.max:.3g}", "largest"),
-        (_optional(statistics.detection_score), "detection (AUC)"),
-        (_optional(accuracy), "detection (accuracy)"),
-        (_optional(statistics.causal_score), "causal"),
     ]
-    return _div("ft-facts", [Markup(f"<div><b>{value}</b><span>{text(what)}</span></div>") for value, what in figures])
+    for value, what in (
+        (statistics.detection_score, "detection, AUC"),
+        (statistics.detection_balanced_accuracy, "detection, balanced"),
+        (statistics.causal_score, "causal"),
+    ):
+        if value is not None:
+            figures.append((f"{value:.2f}", what))
+    return _div("ft-facts", [Markup(f"<div><b>{shown}</b><span>{text(what)}</span></div>") for shown, what in figures])
 
 
 def _scores(statistics: FeatureStatistics, score: float | None) -> Markup:
@@ -213,11 +216,7 @@ def _words(example: FeatureExample) -> str:
 
 
 def _share(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.2g}"
-
-
-def _optional(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{100 * share:.2g}%"
 
 
 def _title(words: str) -> Markup:

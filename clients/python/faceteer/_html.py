@@ -86,7 +86,7 @@ def chip(words: str, *, kind: str = "") -> Markup:
     return Markup(f'<span class="ft-chip {kind}">{text(words)}</span>')
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, caption: str = "") -> Markup:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> Markup:
     """A table: the first ``left`` columns to the left, the rest to the right; cells escaped unless :class:`Markup`."""
 
     def cells(tag: str, line: Sequence[str]) -> str:
@@ -95,9 +95,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, ca
             for column, cell in enumerate(line)
         )
 
-    title = f"<caption>{text(caption)}</caption>" if caption else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return Markup(f"<table>{title}<thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>")
+    return Markup(f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def view(*parts: str) -> str:
@@ -193,7 +192,6 @@ font-size:12px;margin-top:.35rem}
 .faceteer .ft-icon figcaption{text-align:center}
 .faceteer table{border-collapse:collapse;border:0;margin:.3rem 0;font-size:12.5px;background:none;width:auto;
 max-width:100%}
-.faceteer table caption{text-align:left;font-weight:600;padding:.1rem 0 .35rem;color:inherit}
 .faceteer table th{font-weight:600;opacity:.62;font-size:11px;border:0;border-bottom:1px solid var(--ft-line);
 padding:.2rem .7rem .2rem 0;background:none;white-space:nowrap}
 .faceteer table td{border:0;border-bottom:1px solid var(--ft-soft);padding:.22rem .7rem .22rem 0;background:none;

@@ -65,7 +65,8 @@ def difference_view(difference: Difference) -> str:
         for row, feature in zip(difference.rows(), difference.features, strict=True)
     ]
     header = ("feature", "label", "source", "target", "change", "")
-    return view(table(header, rows, left=2, caption=difference.summary()))
+    summary = Markup(f'<p class="ft-dim">{text(difference.summary())}</p>')
+    return view(summary, table(header, rows, left=2))
 
 
 def fired_table(features: FiredFeatures, most: int = _MOST_FEATURES) -> Markup:
@@ -95,7 +96,7 @@ def _row(feature: FiredFeature, strongest: float) -> list[str]:
 
 
 def _report(report: EditReport) -> list[Markup]:
-    header = ("feature", "label", "operation", "before", "requested", "achieved", "")
+    header = ("feature", "label", "operation", "before", "requested", "achieved", "reached")
     rows = []
     for row, outcome in zip(report.rows(), report.shown, strict=True):
         reached = Markup("")
@@ -105,7 +106,9 @@ def _report(report: EditReport) -> list[Markup]:
             kind = "ft-good" if missed < 0.15 else "ft-warm" if missed < 0.5 else "ft-bad"
             reached = bar(max(0.0, 1.0 - missed), kind=kind)
         rows.append([*row, reached])
-    parts = [table(header, rows, left=3, caption=report.title())]
+    parts = [Markup(f'<p class="ft-dim">{text(report.title())}</p>')]
+    if rows:
+        parts.append(table(header, rows, left=3))
     parts += [Markup(f"<p>{text(words)}</p>") for words in (*report.silent_sentence(), report.drift_sentence())]
     if moved := report.drifted_rows():
         parts.append(table(("feature", "label", "before", "after"), moved, left=2))

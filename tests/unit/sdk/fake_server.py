@@ -7,7 +7,6 @@ the "generator" paints one flat colour that its seed picks. Calls are recorded, 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import threading
@@ -15,7 +14,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent import futures
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -26,7 +24,7 @@ from faceteer.v1 import (
     encoder_pb2_grpc,
     execution_pb2,
     generator_pb2,
-    library_pb2,
+    generator_pb2_grpc,
     library_pb2_grpc,
     sae_pb2,
     sae_pb2_grpc,
@@ -34,77 +32,16 @@ from faceteer.v1 import (
     studio_pb2_grpc,
     tensor_pb2,
 )
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from PIL import Image
+from unit.sdk.fake_library import FakeLibrary
+from unit.sdk.fake_models import FakeModels
+from unit.sdk.fake_world import LABELS, MAX_BATCH, P99, REVISIONS, RIVALS, D, Failing, Failure, Fault, embeds_of, png
 
-D = 512
-P99 = 2.0
-LABELS = {3: "night", 4: "day", 5: "snow", 7: "red", 12: "fog", 13: "[bold]odd & <b>label</b>"}
-RIVALS = {3: [4, 15], 4: [3]}
-REVISIONS = {"encoder": "enc0", "sae": "sae0", "generator": "gen0", "library": "lib0"}
-MAX_BATCH = 4
+__all__ = ["LABELS", "MAX_BATCH", "P99", "D", "FakeServer", "Fault", "embeds_of", "png"]
 
 
-def png(*brightness: int, size: int = 16) -> bytes:
-    """A PNG whose 4 x 4 tiles have these brightnesses, 0 to 255, row by row; the rest are black."""
-    tiles = np.zeros(16, np.uint8)
-    tiles[: len(brightness)] = brightness
-    pixels = np.kron(tiles.reshape(4, 4), np.ones((size // 4, size // 4), np.uint8))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def embeds_of(data: bytes) -> np.ndarray:
-    """The fake encoder: float32 [512]."""
-    image = Image.open(io.BytesIO(data)).convert("L")
-    pixels = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST), np.float32) / 255
-    x = np.zeros(D, np.float32)
-    x[:16] = pixels.reshape(4, 4, 4, 4).mean((1, 3)).reshape(16)
-    return x
-
-
-@dataclass
-class Fault:
-    """One answer that fails. ``after`` messages of a stream come first."""
-
-    code: str = "UNAVAILABLE"
-    reason: str = ""
-    message: str = "as the test asked"
-    field: str = ""
-    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
-    retry_after: float | None = None
-    after: int = 0
-    plain: bool = False  # without google.rpc.Status, as a proxy or gRPC itself fails
-
-    def status(self) -> status_pb2.Status:
-        details = []
-        if self.reason:
-            info = error_details_pb2.ErrorInfo(reason=self.reason, domain="faceteer", metadata=self.metadata)
-            details.append(_packed(info))
-        if self.field:
-            violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.message)
-            details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
-        if self.retry_after is not None:
-            retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromNanoseconds(int(self.retry_after * 1e9))
-            details.append(_packed(retry))
-        return status_pb2.Status(code=code_pb2.Code.Value(self.code), message=self.message, details=details)
-
-
-class _Failure(Exception):
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-
-
-class FakeServer(
-    studio_pb2_grpc.StudioServiceServicer,
-    encoder_pb2_grpc.EncoderServiceServicer,
-    sae_pb2_grpc.SaeServiceServicer,
-    library_pb2_grpc.LibraryServiceServicer,
-):
+class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer):
     """All that the SDK calls, on one port of 127.0.0.1. Use as a context manager.
 
     Attributes:
@@ -136,6 +73,7 @@ class FakeServer(
             studio_pb2_grpc.add_StudioServiceServicer_to_server,
             encoder_pb2_grpc.add_EncoderServiceServicer_to_server,
             sae_pb2_grpc.add_SaeServiceServicer_to_server,
+            generator_pb2_grpc.add_GeneratorServiceServicer_to_server,
             library_pb2_grpc.add_LibraryServiceServicer_to_server,
         ):
             add(self, self._server)  # type: ignore[no-untyped-call]
@@ -184,7 +122,13 @@ class FakeServer(
                 revision=r["encoder"], embed_dim=D, image_size=16, max_batch=MAX_BATCH, has_text_tower=True
             ),
             sae=sae_pb2.GetSaeResponse(
-                revision=r["sae"], architecture="standard", d_in=D, d_sae=D, has_statistics=True, max_edits=300
+                revision=r["sae"],
+                architecture="standard",
+                d_in=D,
+                d_sae=D,
+                has_statistics=True,
+                max_edits=300,
+                max_batch=MAX_BATCH,
             ),
             generator=generator_pb2.GetGeneratorResponse(
                 revision=r["generator"],
@@ -193,7 +137,13 @@ class FakeServer(
                 max_steps=100,
                 max_seeds=4,
                 schedulers=[generator_pb2.SCHEDULER_DDIM, generator_pb2.SCHEDULER_DDPM],
+                has_prior=True,
+                kind="kandinsky-2-2",
+                reads_images=True,
+                size_multiple=8,
+                max_pixels=4096,
             ),
+            library=self.GetLibraryAnswer,
         )
 
     def OpenImage(self, request: Any, context: grpc.ServicerContext) -> studio_pb2.OpenImageResponse:
@@ -226,10 +176,10 @@ class FakeServer(
         with self._failing(context):
             for sent, message in enumerate(self._edit_events(request, context)):
                 if fault is not None and sent >= fault.after:
-                    raise _Failure(fault)
+                    raise Failure(fault)
                 yield message
             if fault is not None:
-                raise _Failure(fault)
+                raise Failure(fault)
 
     def TransferFeatures(self, request: Any, context: grpc.ServicerContext) -> studio_pb2.TransferFeaturesResponse:
         self._enter("TransferFeatures", request, context)
@@ -247,143 +197,6 @@ class FakeServer(
                 revisions=self._revisions(),
             )
 
-    # -- encoder -----------------------------------------------------------------------------------------------
-
-    def EncodeTexts(self, request: Any, context: grpc.ServicerContext) -> encoder_pb2.EncodeTextsResponse:
-        self._enter("EncodeTexts", request, context)
-        results = []
-        for text in request.texts:
-            if not text:
-                fault = Fault("INVALID_ARGUMENT", "INVALID_FIELD", "an empty text", "texts")
-                results.append(encoder_pb2.EncodeResult(error=fault.status()))
-                continue
-            x = np.zeros(D, np.float32)
-            x[len(text)] = 1
-            results.append(encoder_pb2.EncodeResult(embedding=self._remember(x)))
-        return encoder_pb2.EncodeTextsResponse(results=results)
-
-    def StreamEncodeImages(
-        self, request_iterator: Any, context: grpc.ServicerContext
-    ) -> Iterator[encoder_pb2.StreamEncodeImagesResponse]:
-        self._count(None, context, "StreamEncodeImages")
-        fault = self._faults["StreamEncodeImages"].popleft() if self._faults["StreamEncodeImages"] else None
-        with self._failing(context):
-            held: list[Any] = []
-            sent = 0
-            for request in request_iterator:
-                held.append(request)
-                self.most_waiting = max(self.most_waiting, len(held))
-                # Answers come in pairs and out of order, as a batching server's may.
-                if len(held) == 2:
-                    for each in reversed(held):
-                        if fault is not None and sent >= fault.after:
-                            raise _Failure(fault)
-                        yield self._stream_answer(each)
-                        sent += 1
-                    held.clear()
-            for each in held:
-                yield self._stream_answer(each)
-            if fault is not None:
-                raise _Failure(fault)
-
-    def _stream_answer(self, request: Any) -> encoder_pb2.StreamEncodeImagesResponse:
-        self.calls.append(("item", request))
-        time.sleep(self.answer_seconds)
-        if self._faults["item"]:
-            error = self._faults["item"].popleft().status()
-            result = encoder_pb2.EncodeResult(error=error)
-        else:
-            try:
-                result = encoder_pb2.EncodeResult(embedding=self._remember(embeds_of(request.image)))
-            except OSError:
-                fault = Fault("INVALID_ARGUMENT", "UNREADABLE_IMAGE", "not a picture", "image")
-                result = encoder_pb2.EncodeResult(error=fault.status())
-        return encoder_pb2.StreamEncodeImagesResponse(sequence=request.sequence, result=result)
-
-    # -- sae ---------------------------------------------------------------------------------------------------
-
-    def DiffFeatures(self, request: Any, context: grpc.ServicerContext) -> sae_pb2.DiffFeaturesResponse:
-        self._enter("DiffFeatures", request, context)
-        with self._failing(context):
-            source, target = self._input(request.source), self._input(request.target)
-            edits, covered = self._difference(source, target, request.coverage, request.max_edits)
-            differing = int(np.count_nonzero(np.maximum(source, 0) != np.maximum(target, 0)))
-            return sae_pb2.DiffFeaturesResponse(
-                edits=edits, coverage=covered, differing_features=differing, unexplained=0.25
-            )
-
-    # -- library -----------------------------------------------------------------------------------------------
-
-    def GetFeature(self, request: Any, context: grpc.ServicerContext) -> library_pb2.GetFeatureResponse:
-        self._enter("GetFeature", request, context)
-        with self._failing(context):
-            index = self._resolve(request.feature)
-            detail = library_pb2.FeatureDetail(
-                histogram_edges=[1.0, 2.0],
-                histogram_counts=[30, 10],
-                rivals=[
-                    library_pb2.RelatedFeature(index=i, label=LABELS[i], score=0.0) for i in RIVALS.get(index, [])[:1]
-                ],
-                nearest=[library_pb2.RelatedFeature(index=5, label="snow", score=0.5)],
-            )
-            return library_pb2.GetFeatureResponse(feature=self._feature(index), detail=detail)
-
-    def BatchGetFeatures(self, request: Any, context: grpc.ServicerContext) -> library_pb2.BatchGetFeaturesResponse:
-        self._enter("BatchGetFeatures", request, context)
-        with self._failing(context):
-            features = [self._feature(self._resolve(ref)) for ref in request.features]
-            return library_pb2.BatchGetFeaturesResponse(features=features)
-
-    def ListFeatures(self, request: Any, context: grpc.ServicerContext) -> library_pb2.ListFeaturesResponse:
-        self._enter("ListFeatures", request, context)
-        wanted = [i for i in range(D) if not request.filter.labelled or i in self._labels]
-        start, size = int(request.page_token or 0), min(request.page_size or 50, 3)
-        end = start + size
-        return library_pb2.ListFeaturesResponse(
-            features=[self._feature(i) for i in wanted[start:end]],
-            next_page_token=str(end) if end < len(wanted) else "",
-            total_size=len(wanted),
-        )
-
-    def SearchFeatures(self, request: Any, context: grpc.ServicerContext) -> library_pb2.SearchFeaturesResponse:
-        self._enter("SearchFeatures", request, context)
-        with self._failing(context):
-            kind = request.WhichOneof("query")
-            if kind == "words":
-                found = [i for i, label in self._labels.items() if request.words.lower() in label]
-            elif kind == "picture":
-                found = [int(i) for i in np.flatnonzero(self._input(request.picture) > 0)]
-            else:
-                found = [5, 7] if self._resolve(request.similar_to) else []
-            hits = [library_pb2.FeatureHit(feature=self._feature(i), score=1 / (n + 1)) for n, i in enumerate(found)]
-            return library_pb2.SearchFeaturesResponse(hits=hits[: request.page_size or 50], total_size=len(hits))
-
-    def ListFeatureExamples(
-        self, request: Any, context: grpc.ServicerContext
-    ) -> library_pb2.ListFeatureExamplesResponse:
-        self._enter("ListFeatureExamples", request, context)
-        names = ["a", "b", "c"][: request.page_size or 12]
-        examples = [
-            library_pb2.FeatureExample(picture=name, activation=3.0 - n, thumbnail=png(200), caption=f"picture {name}")
-            for n, name in enumerate(names)
-        ]
-        return library_pb2.ListFeatureExamplesResponse(examples=examples, total_size=3)
-
-    def GetFeatureIcon(self, request: Any, context: grpc.ServicerContext) -> library_pb2.GetFeatureIconResponse:
-        self._enter("GetFeatureIcon", request, context)
-        with self._failing(context):
-            if self._resolve(request.feature) != 3:
-                raise _Failure(Fault("NOT_FOUND", "ICON_NOT_MADE", "no icon yet"))
-            return library_pb2.GetFeatureIconResponse(icon=png(9), strengths=[0, 1, 2])
-
-    def SetFeatureLabel(self, request: Any, context: grpc.ServicerContext) -> library_pb2.SetFeatureLabelResponse:
-        self._enter("SetFeatureLabel", request, context)
-        index = self._resolve(request.feature)
-        self._labels[index] = request.label
-        feature = self._feature(index)
-        feature.label_source = library_pb2.LABEL_SOURCE_PERSON
-        return library_pb2.SetFeatureLabelResponse(feature=feature)
-
     # -- what they share ---------------------------------------------------------------------------------------
 
     def _edit_events(self, request: Any, context: grpc.ServicerContext) -> Iterator[studio_pb2.EditImageResponse]:
@@ -391,7 +204,7 @@ class FakeServer(
             expected = getattr(request.expected_revisions, part)
             if expected and expected != self.revisions[part]:
                 metadata = {"part": part, "expected": expected, "actual": self.revisions[part]}
-                raise _Failure(Fault("FAILED_PRECONDITION", "REVISION_MISMATCH", "other models", metadata=metadata))
+                raise Failure(Fault("FAILED_PRECONDITION", "REVISION_MISMATCH", "other models", metadata=metadata))
         x = self._image_input(request.input)
         report, after, resolved = self._apply(x, request.edits, measure=not request.skip_measuring)
         edited = studio_pb2.Edited(
@@ -442,7 +255,7 @@ class FakeServer(
         for edit in edits:
             index = self._resolve(edit.feature)
             if index in named:
-                raise _Failure(Fault("INVALID_ARGUMENT", "INVALID_FIELD", f"feature {index} twice", "edits"))
+                raise Failure(Fault("INVALID_ARGUMENT", "INVALID_FIELD", f"feature {index} twice", "edits"))
             named.add(index)
             unit = 1.0 if edit.unit == edits_pb2.EDIT_UNIT_RAW else P99
             value = {
@@ -491,53 +304,17 @@ class FakeServer(
             rival_of=rival,
         )
 
-    def _difference(
-        self, source: np.ndarray, target: np.ndarray, coverage: float, max_edits: int
-    ) -> tuple[list[edits_pb2.Edit], float]:
-        change = np.maximum(target, 0) - np.maximum(source, 0)
-        whole = float((change**2).sum())
-        edits: list[edits_pb2.Edit] = []
-        covered = 0.0
-        for index in np.argsort(-np.abs(change), kind="stable"):
-            if not change[index] or covered >= (coverage or 0.9) or len(edits) == (max_edits or 300):
-                break
-            covered += float(change[index] ** 2) / whole
-            edits.append(
-                edits_pb2.Edit(
-                    feature=edits_pb2.FeatureRef(index=int(index)),
-                    operation=edits_pb2.EDIT_OPERATION_ADD,
-                    value=float(change[index]),
-                    unit=edits_pb2.EDIT_UNIT_RAW,
-                )
-            )
-        return edits, covered
-
-    def _feature(self, index: int) -> library_pb2.Feature:
-        label = self._labels.get(index, "")
-        return library_pb2.Feature(
-            index=index,
-            label=label,
-            label_source=library_pb2.LABEL_SOURCE_AUTOMATIC if label else library_pb2.LABEL_SOURCE_UNSPECIFIED,
-            alive=index < 16,
-            firing_share=0.25,
-            mean_activation=0.5,
-            p50=0.4,
-            p99=P99,
-            max_activation=2.5,
-            detection_score=0.9 if label else None,
-        )
-
     def _resolve(self, ref: edits_pb2.FeatureRef) -> int:
         if ref.WhichOneof("feature") == "index":
             if ref.index >= D:
-                raise _Failure(Fault("NOT_FOUND", "UNKNOWN_FEATURE", f"no feature {ref.index}; the last is {D - 1}"))
+                raise Failure(Fault("NOT_FOUND", "UNKNOWN_FEATURE", f"no feature {ref.index}; the last is {D - 1}"))
             return int(ref.index)
         for index, label in self._labels.items():
             if label.lower() == ref.label.lower():
                 return index
         metadata = {"nearest": "night, snow"}
         message = f"no feature is labelled {ref.label!r}; nearest: night, snow"
-        raise _Failure(Fault("NOT_FOUND", "UNKNOWN_FEATURE", message, metadata=metadata))
+        raise Failure(Fault("NOT_FOUND", "UNKNOWN_FEATURE", message, metadata=metadata))
 
     def _image_input(self, source: studio_pb2.ImageInput) -> np.ndarray:
         if source.WhichOneof("source") == "image":
@@ -545,7 +322,7 @@ class FakeServer(
                 return embeds_of(source.image)
             except OSError:
                 fault = Fault("INVALID_ARGUMENT", "UNREADABLE_IMAGE", "not a picture that is read here", "input.image")
-                raise _Failure(fault) from None
+                raise Failure(fault) from None
         return self._input(source)
 
     def _input(self, source: Any) -> np.ndarray:
@@ -553,7 +330,7 @@ class FakeServer(
             return np.frombuffer(source.embeds.data, "<f4").copy()
         if source.embedding_id not in self._embeds:
             metadata = {"embedding_id": source.embedding_id}
-            raise _Failure(Fault("NOT_FOUND", "EMBEDDING_EXPIRED", "no longer cached", metadata=metadata))
+            raise Failure(Fault("NOT_FOUND", "EMBEDDING_EXPIRED", "no longer cached", metadata=metadata))
         return self._embeds[source.embedding_id]
 
     def _remember(self, x: np.ndarray) -> tensor_pb2.Embedding:
@@ -576,31 +353,7 @@ class FakeServer(
         time.sleep(self.answer_seconds)
         if self._faults[name]:
             with self._failing(context):
-                raise _Failure(self._faults[name].popleft())
+                raise Failure(self._faults[name].popleft())
 
-    def _failing(self, context: grpc.ServicerContext) -> _Failing:
-        return _Failing(context)
-
-
-class _Failing:
-    """Turns a failure into the call's status."""
-
-    def __init__(self, context: grpc.ServicerContext) -> None:
-        self._context = context
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if not isinstance(error, _Failure):
-            return
-        trailing: list[tuple[str, Any]] = [("x-request-id", "request-1")]
-        if not error.fault.plain:
-            trailing.append(("grpc-status-details-bin", error.fault.status().SerializeToString()))
-        self._context.set_trailing_metadata(tuple(trailing))
-        self._context.abort(grpc.StatusCode[error.fault.code], error.fault.message)
-
-
-def _packed(message: Any) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
+    def _failing(self, context: grpc.ServicerContext) -> Failing:
+        return Failing(context)

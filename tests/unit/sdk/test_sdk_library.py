@@ -80,7 +80,7 @@ def test_examples_are_pictures_with_activations(either: Any) -> None:
 
 
 def test_an_icon_is_a_picture_with_its_strengths_or_says_that_there_is_none(either: Any) -> None:
-    assert either.features["night"].icon().strengths == (0.0, 1.0, 2.0)
+    assert either.features["night"].icon().strengths == (0.5, 1.0, 2.0)
     with pytest.raises(faceteer.IconNotMadeError):
         either.features["snow"].icon()
 
