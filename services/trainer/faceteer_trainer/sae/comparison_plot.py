@@ -12,7 +12,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 from faceteer_trainer.corpus.shards import whole_file
 
@@ -33,7 +33,9 @@ def draw(results: dict[str, dict[str, Any]], title: str, directory: Path) -> Non
     for x, y, name in zip(l0, variance, results, strict=True):
         trade.annotate(name, (x, y), xytext=(8, 6), textcoords="offset points", fontsize=9)
     trade.set_xscale("log")
-    trade.margins(x=0.25, y=0.15)
+    trade.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    trade.xaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.8)))
+    trade.margins(x=0.4, y=0.15)
     trade.set_xlabel("L0: features that fire on a picture")
     trade.set_ylabel("explained variance")
     trade.grid(alpha=0.3, which="both")
