@@ -182,3 +182,119 @@ def test_a_picture_in_place_is_replaced_only_by_a_whole_one(faceteer: Run, serve
     server.fail("EditImage", Fault("INTERNAL", after=4))
     assert faceteer("edit", "boat.png", "-o", "out.png").status == 5
     assert (tmp_path / "out.png").read_bytes() == png(1)
+
+
+def test_features_are_found_by_a_picture_and_by_likeness(faceteer: Run, server: FakeServer) -> None:
+    by_picture = faceteer("features", "search", "--picture", "boat.png", "--json").json
+    assert [feature["index"] for feature in by_picture["features"]] == [0, 1, 2, 3, 4, 5]
+    like = faceteer("features", "search", "--like", "night")
+    assert like.out.startswith("like night\n  2 features")
+    assert "#5 snow" in like.words
+    assert faceteer("features", "search", "--like", "#3", "--json").json["total"] == 2
+
+
+def test_features_are_listed_with_every_filter(faceteer: Run, server: FakeServer) -> None:
+    words = (
+        "--order disagreement --limit 2 --alive --labelled --source model --source person --min-share 0.1 "
+        "--max-share 0.5 --min-detection 0.5 --max-detection 0.75 --min-causal 0.25 --max-causal 1 --disagree "
+        "--include-class violence --include-class all"
+    )
+    ran = faceteer("features", "list", *words.split())
+    assert (ran.status, ran.err) == (0, "")
+    assert "#3 night 25.00% 2 0.90 –" in ran.words
+    request = server.calls[-1][1]
+    sent = request.filter
+    assert (request.order, sent.alive, sent.labelled, sent.scores_disagree) == (6, True, True, True)
+    assert list(sent.label_sources) == [2, 3]
+    assert list(sent.include_safety_classes) == ["violence", "*"]
+    assert [sent.min_detection_score, sent.max_detection_score] == [0.5, 0.75]
+    assert [sent.min_causal_score, sent.max_causal_score, sent.max_firing_share] == [0.25, 1.0, 0.5]
+    assert faceteer("features", "search", "n", "--dead", "--unlabelled", "--agree", "--json").status == 0
+    sent = server.calls[-1][1].filter
+    assert (sent.HasField("alive"), sent.alive, sent.labelled, sent.scores_disagree) == (True, False, False, False)
+
+
+def test_a_search_says_how_many_there_are_in_all(faceteer: Run) -> None:
+    assert "n\n  1 of 2 features\n" in faceteer("features", "search", "n", "--limit", "1").out
+
+
+def test_pages_with_pictures_are_saved(faceteer: Run, tmp_path: Path) -> None:
+    commands = {
+        "search": "features search n",
+        "list": "features list --labelled --limit 3",
+        "show": "features show night",
+        "open": "open boat.png",
+        "edit": "edit boat.png --switch night=1 -o out.png",
+        "diff": "diff boat.png other.png",
+        "prompt": "prompt snow at night",
+    }
+    for name, words in commands.items():
+        ran = faceteer(*words.split(), "--save-html", f"{name}.html")
+        assert (ran.status, ran.err) == (0, ""), name
+        assert f"wrote {name}.html" in ran.out
+        page = (tmp_path / f"{name}.html").read_text()
+        assert page.startswith("<!doctype html>")
+        assert ("data:image/" in page) == (name not in ("diff", "prompt")), name
+    assert faceteer("features", "show", "night", "--html", "again.html", "--json").json["index"] == 3
+    assert (tmp_path / "again.html").read_text() == (tmp_path / "show.html").read_text()
+
+
+def test_examples_of_the_quantiles_are_named(faceteer: Run) -> None:
+    shown = faceteer("features", "show", "night", "--quantiles")
+    assert "from 50% to 100% q0 (2.00)" in shown.words
+    assert "also dusk, evening" in shown.words
+    assert "detection 0.90, balanced accuracy 0.80" in shown.words
+    answer = faceteer("features", "show", "night", "--quantiles", "--json").json
+    assert answer["examples"][0]["quantile_from"] == 0.5
+    assert answer["terms"] == ["dusk", "evening"]
+
+
+def test_an_icon_is_written_in_the_format_of_its_ending(faceteer: Run, tmp_path: Path) -> None:
+    ran = faceteer("features", "icon", "night", "-o", "icon.webp")
+    assert "wrote icon.webp (64x16, strengths 0.5, 1, 2)" in ran.out
+    with Image.open(tmp_path / "icon.webp") as icon:
+        assert (icon.format, icon.size) == ("WEBP", (64, 16))
+    answer = faceteer("features", "icon", "3", "-o", "icon.png", "--json").json
+    assert answer == {"index": 3, "output": "icon.png", "strengths": [0.5, 1.0, 2.0]}
+
+
+def test_a_person_labels_a_feature_and_takes_it_back(faceteer: Run, server: FakeServer) -> None:
+    assert "#412 is lighthouse, labelled by a person" in faceteer("features", "label", "412", "lighthouse").words
+    assert faceteer("features", "label", "412", "tower", "--author", "me", "--json").json["label"] == "tower"
+    assert server.calls[-1][1].author == "me"
+    assert faceteer("features", "label", "412", "--clear").status == 0
+    assert server.calls[-1][1].label == ""
+
+
+def test_the_library_says_what_it_covers(faceteer: Run) -> None:
+    ran = faceteer("library")
+    assert "fake 40 pictures of made up" in ran.words
+    assert "512, of which 16 fire and 6 are labelled" in ran.words
+    assert faceteer("library", "--json").json["searches_meaning"] is True
+
+
+def test_a_prompt_is_imagined_edited_and_drawn(faceteer: Run, server: FakeServer, tmp_path: Path) -> None:
+    shown = faceteer("prompt", "snow at night", "--prior-seed", "1", "--negative", "day")
+    assert shown.out.startswith("snow at night\n  2 features")
+    sent = server.calls[0][1]
+    assert (sent.prompt, sent.seed, sent.negative_prompt) == ("snow at night", 1, "day")
+    assert faceteer("prompt", "snow", "--json").json["features"][0]["label"] == "snow"
+    words = "prompt snow at night --ablate snow --seed 7 -o p.png --save-recipe p.json --json"
+    drawn = faceteer(*words.split())
+    assert (drawn.status, drawn.json["seed"], drawn.json["outcomes"][0]["label"]) == (0, 7, "snow")
+    assert (tmp_path / "p.png").exists()
+    assert Recipe.load(tmp_path / "p.json").settings.seeds == (7,)
+
+
+def test_an_edit_keeps_the_pictures_layout(faceteer: Run, server: FakeServer, tmp_path: Path) -> None:
+    words = "edit boat.png --set night=1 -o out.png --save-recipe r.json --keep-layout"
+    assert faceteer(*words.split(), "inversion").status == 0
+    assert server.calls[-1][1].keep_layout.image == (tmp_path / "boat.png").read_bytes()
+    assert faceteer(*words.split(), "image_to_image", "--strength", "0.5", "--json").status == 0
+    recipe = Recipe.load(tmp_path / "r.json")
+    assert (recipe.settings.keep_layout, recipe.settings.strength) == ("image_to_image", 0.5)
+    assert faceteer("recipe", "apply", "r.json", "other.png", "-o", "b.png").status == 0
+    assert server.calls[-1][1].keep_layout.image == (tmp_path / "other.png").read_bytes()
+    assert faceteer("recipe", "apply", "r.json", "other.png", "-o", "b.png", "--keep-layout", "none").status == 0
+    assert not server.calls[-1][1].HasField("keep_layout")
+    assert "keep layout image_to_image, strength 0.5" in faceteer("recipe", "show", "r.json").words

@@ -42,6 +42,24 @@ BAD_INPUT = [
     (["edit", "boat.png", "--scheduler", "euler"], "one of ddpm, ddim"),
     (["diff", "boat.png", "boat.png", "--coverage", "2"], "coverage"),
     (["recipe", "apply", "notes.txt", "boat.png"], "notes.txt: not a recipe: line 1, column 1"),
+    (["edit", "boat.png", "--keep-layout", "tracing", "-o", "o.png"], "one of image_to_image, inversion, none"),
+    (["edit", "boat.png", "--strength", "0.5", "-o", "o.png"], "only for keep_layout='image_to_image'"),
+    (["edit", "boat.png", "--keep-layout", "inversion", "--strength", "0.5", "-o", "o.png"], "strength"),
+    (["edit", "boat.png", "--save-html", "page.pdf"], "page.pdf is no name for a page; end it with .html"),
+    (["prompt", " "], "prompt: is empty"),
+    (["prompt", "night", "--prior-seed", "-1"], "not a whole number"),
+    (["prompt", "night", "-o", "out.gif"], "end it with .png"),
+    (["features", "search"], "search for one thing: WORDS, --picture FILE or --like FEATURE"),
+    (["features", "search", "n", "--like", "night"], "search for one thing"),
+    (["features", "search", "--picture", "nowhere.png"], "nowhere.png: no such file"),
+    (["features", "search", "n", "--source", "hearsay"], "automatic, model or person"),
+    (["features", "search", "n", "--min-causal", "nan"], "min_causal_score"),
+    (["features", "search", "n", "--save-html", "no/such/page.html"], "no/such is no directory"),
+    (["features", "list", "--order", "beauty"], "one of index, firing_share"),
+    (["features", "icon", "night"], "missing option '-o'"),
+    (["features", "icon", "night", "-o", "icon.gif"], "end it with .png"),
+    (["features", "label", "night"], "give a LABEL, or --clear"),
+    (["features", "label", "night", "dark", "--clear"], "give a LABEL, or --clear"),
     (["status", "--address", "nonsense"], "'nonsense' is not an address; pass host:port"),
 ]
 
@@ -80,7 +98,9 @@ def test_an_unknown_feature_is_status_3_with_the_nearest(faceteer: Run) -> None:
     assert faceteer("features", "show", "9999").status == 3
 
 
-def test_an_icon_that_was_not_made_is_status_3(faceteer: Run) -> None:
+def test_an_icon_that_was_not_made_is_status_3(faceteer: Run, tmp_path: Path) -> None:
+    assert faceteer("features", "icon", "snow", "-o", "i.webp").status == 3
+    assert not (tmp_path / "i.webp").exists()
     assert faceteer("features", "show", "snow", "--icon", "i.png").status == 3
 
 

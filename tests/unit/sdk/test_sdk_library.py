@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import faceteer
 import pytest
-from unit.sdk.fake_server import FakeServer, png
+from PIL import Image
+from unit.sdk.fake_server import FakeServer, Fault, png
 
 
 def test_a_feature_is_looked_up_by_index_or_label_whole(either: Any) -> None:
@@ -90,3 +92,118 @@ def test_a_person_can_label_a_feature(either: Any, server: FakeServer) -> None:
     assert (labelled.label, labelled.label_source) == ("lighthouse", "person")
     assert server.calls[-1][1].author == "me"
     assert either.features["lighthouse"].index == 412
+
+
+def test_the_library_says_what_it_covers(either: Any) -> None:
+    facts = either.features.info()
+    assert facts == either.status().library
+    assert (facts.corpus, facts.n_pictures, facts.n_features, facts.n_labelled) == ("made up", 40, 512, 6)
+    assert facts.searches_meaning
+    assert facts.to_dict()["safety_classes"] == []
+
+
+def test_a_feature_has_both_scores_and_its_other_words(either: Any) -> None:
+    night, fog = either.features["night"], either.features["fog"]
+    assert night.terms == ("dusk", "evening")
+    assert night.statistics.detection_balanced_accuracy == pytest.approx(0.8)
+    assert night.statistics.causal_score is None
+    assert fog.statistics.causal_score == pytest.approx(0.25)
+    assert night.to_dict()["statistics"]["detection_balanced_accuracy"] == pytest.approx(0.8)
+
+
+def test_every_filter_travels(either: Any, server: FakeServer) -> None:
+    either.features.search(
+        "n",
+        labelled=False,
+        max_firing_share=0.5,
+        min_detection_score=0.1,
+        max_detection_score=0.9,
+        min_causal_score=0.25,
+        max_causal_score=0.75,
+        scores_disagree=True,
+        include_safety_classes=["violence", "*"],
+    )
+    sent = server.calls[-1][1].filter
+    assert (sent.labelled, sent.scores_disagree) == (False, True)
+    assert sent.HasField("labelled")
+    assert not sent.HasField("alive")
+    assert [sent.min_detection_score, sent.max_detection_score] == pytest.approx([0.1, 0.9])
+    assert [sent.min_causal_score, sent.max_causal_score, sent.max_firing_share] == pytest.approx([0.25, 0.75, 0.5])
+    assert list(sent.include_safety_classes) == ["violence", "*"]
+    list(either.features.list(scores_disagree=False, order="disagreement", limit=1))
+    assert server.calls[-1][1].order == 6
+    assert not server.calls[-1][1].filter.scores_disagree
+    list(either.features.list(order="causal_score", limit=1, include_safety_classes="nudity"))
+    assert server.calls[-1][1].order == 5
+    assert list(server.calls[-1][1].filter.include_safety_classes) == ["nudity"]
+
+
+def test_a_filter_that_is_none_is_refused(either: Any, server: FakeServer) -> None:
+    with pytest.raises(TypeError, match="min_score"):
+        either.features.search("n", min_score=0.5)
+    with pytest.raises(faceteer.InvalidArgumentError, match="min_causal_score"):
+        either.features.search("n", min_causal_score="high")
+    assert server.calls == []
+
+
+def test_found_features_are_a_list_that_knows_how_many_there_are(client: faceteer.Client) -> None:
+    found = client.features.search("n", limit=1)
+    assert isinstance(found, list)
+    assert isinstance(found, faceteer.FeatureList)
+    assert (len(found), found.total) == (1, 2)
+    assert isinstance(found[:1], faceteer.FeatureList)
+    assert isinstance(found[0], faceteer.Feature)
+    assert client.features.many([3, 5]).total == 2
+
+
+def test_examples_of_the_quantiles_say_which(either: Any, server: FakeServer) -> None:
+    examples = either.features["night"].examples(selection="quantiles")
+    assert [(e.picture, e.quantile_from, e.quantile_to) for e in examples] == [("q0", 0.5, 1.0), ("q1", 0.0, 0.5)]
+    assert server.calls[-1][1].selection == 2
+    either.features["night"].examples()
+    assert server.calls[-1][1].selection == 1
+    with pytest.raises(faceteer.InvalidArgumentError, match="strongest, quantiles"):
+        either.features["night"].examples(selection="weakest")
+
+
+def test_an_icon_is_cut_into_its_pictures_and_saved(client: faceteer.Client, tmp_path: Path) -> None:
+    icon = client.features["night"].icon()
+    assert [tile.size for tile in icon.tiles] == [(16, 16)] * 4
+    assert icon.save(tmp_path / "i.webp").read_bytes() == icon.data
+    with Image.open(icon.save(tmp_path / "i.png")) as saved:
+        assert (saved.format, saved.size) == ("PNG", (64, 16))
+    with pytest.raises(ValueError, match="no ending"):
+        icon.save(tmp_path / "i")
+
+
+def test_an_access_key_travels_with_every_call_and_is_never_shown(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faceteer.connect(server.address, access_key="open sesame") as client:
+        client.features[3]
+        assert server.metadata["x-faceteer-access"] == "open sesame"
+        assert "sesame" not in repr(client) + repr(vars(client._driver))
+    monkeypatch.setenv("FACETEER_ACCESS_KEY", "from-the-environment")
+    with faceteer.connect(server.address) as client:
+        list(client.features.list(limit=1))
+        assert server.metadata["x-faceteer-access"] == "from-the-environment"
+    with faceteer.connect(server.address, metadata={"X-Faceteer-Access": "by hand"}) as client:
+        client.status()
+        assert server.metadata["x-faceteer-access"] == "by hand"
+    monkeypatch.delenv("FACETEER_ACCESS_KEY")
+    with faceteer.connect(server.address) as client:
+        client.features[3]
+        assert "x-faceteer-access" not in server.metadata
+
+
+@pytest.mark.parametrize("key", ["", " padded", "schlüssel", "two\nlines"])
+def test_a_key_that_cannot_travel_is_refused_without_being_shown(server: FakeServer, key: str) -> None:
+    with pytest.raises(faceteer.InvalidArgumentError, match="FACETEER_ACCESS_KEY") as raised:
+        faceteer.connect(server.address, access_key=key)
+    assert not key or key not in str(raised.value)
+
+
+def test_a_class_that_the_key_does_not_allow_is_a_typed_refusal(either: Any, server: FakeServer) -> None:
+    server.fail("SearchFeatures", Fault("PERMISSION_DENIED", "NOT_PERMITTED", "not with this key"))
+    with pytest.raises(faceteer.PermissionDeniedError, match="not with this key"):
+        either.features.search("n", include_safety_classes=["violence"])

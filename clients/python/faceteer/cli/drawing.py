@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import faceteer
+from faceteer._values import check_strength
 from faceteer.cli import arguments, output, show
 
 
@@ -28,6 +29,7 @@ class Drawing:
         scheduler: str | None,
         keep_layout: str | None = None,
         strength: float | None = None,
+        replays: bool = False,
     ) -> None:
         self._out, self._save_recipe, self._save_html = out, save_recipe, save_html
         self._format = arguments.output_format(out) if out is not None else ""
@@ -43,7 +45,9 @@ class Drawing:
             "keep_layout": keep_layout,
             "strength": strength,
         }
-        faceteer.Settings.of(**self._settings)
+        settings = faceteer.Settings.of(**self._settings)
+        if not replays:  # a recipe may say by which method
+            check_strength(settings)
 
     def draw(self, edit: faceteer.Edit, name: str, *, json: bool) -> None:
         """Draws when a file was named, shows the report, writes what was asked for."""

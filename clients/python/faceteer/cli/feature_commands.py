@@ -76,7 +76,7 @@ def search(
             what = client.features[arguments.feature_key(like)]
             query = f"like {what.name}"
         found = client.features.search(what, limit=limit, **filters)
-        _show(found, query, save_html, json=json)
+        _show(found, query, save_html, total=found.total, json=json)
 
 
 @app.command("list")
@@ -124,7 +124,7 @@ def list_(
     )
     with client_of(context, address, timeout) as client:
         listed = client.features.list(order=order, limit=limit, **filters)  # type: ignore[arg-type]  # checked there
-        _show(faceteer.FeatureList(listed), f"features by {order.replace('_', ' ')}", save_html, json=json)
+        _show(faceteer.FeatureList(listed), f"features by {order.replace('_', ' ')}", save_html, total=None, json=json)
 
 
 @app.command("show")
@@ -221,11 +221,12 @@ def _write_icon(feature: faceteer.Feature, path: Path, format: str) -> faceteer.
     return strip
 
 
-def _show(found: faceteer.FeatureList, query: str, save_html: Path | None, *, json: bool) -> None:
+def _show(found: faceteer.FeatureList, query: str, save_html: Path | None, *, total: int | None, json: bool) -> None:
     if save_html is not None:
         found.save_html(save_html, title=query)
     if json:
-        output.print_json({"features": [feature.to_dict() for feature in found], "total": found.total})
+        answer: dict[str, Any] = {"features": [feature.to_dict() for feature in found]}
+        output.print_json(answer if total is None else {**answer, "total": total})
         return
     show.features(show.console(), found, query)
     if save_html is not None:

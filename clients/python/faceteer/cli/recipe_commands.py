@@ -63,6 +63,7 @@ def recipe_apply(
         scheduler=scheduler,
         keep_layout=keep_layout,
         strength=strength,
+        replays=True,
     )
     with client_of(context, address, timeout) as client:
         planned = opened(client, image).edit(loaded)

@@ -107,7 +107,7 @@ def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None
     """A search's hits."""
     total = getattr(found, "total", len(found))
     of = f" of {total}" if total > len(found) else ""
-    _title(to, query, f"{len(found)}{of} feature{'' if len(found) == 1 else 's'}")
+    _title(to, query, f"{len(found)}{of} feature{'' if max(total, len(found)) == 1 else 's'}")
     if not found:
         to.print(Text("  Nothing is like that; fewer letters of a word, or fewer filters, find more.", "dim"))
         return
