@@ -68,7 +68,10 @@ class ComposeProcesses:
 
     def environment(self, service: str) -> dict[str, str]:
         """The file's environment of one service with names and paths of this machine."""
-        own = {key: str(value) for key, value in self.compose[service].get("environment", {}).items()}
+        given = self.compose[service].get("environment", {})
+        # A name without a value passes on what `docker compose` itself was given.
+        own = {key: os.environ[key] for key, value in given.items() if value is None and key in os.environ}
+        own |= {key: str(value) for key, value in given.items() if value is not None}
         return {key: self._here(service, value) for key, value in own.items()}
 
     def _here(self, service: str, value: str) -> str:
