@@ -2,8 +2,8 @@
 
     python benchmarks/sae_encode.py
 
-Random unit directions, embeddings of norm about 40 with 32 planted features each; one thread. Prints the median of a call
-in milliseconds, how many features were computed again, and whether both screens found the same features to the bit.
+Random unit directions, embeddings of norm about 40 with 32 planted features each; one thread. Prints the median of a
+call in milliseconds, how many features were computed again, and whether both screens found the same, to the bit.
 """
 
 from __future__ import annotations
