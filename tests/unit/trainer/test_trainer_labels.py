@@ -21,6 +21,7 @@ from faceteer_runtime.bundle import Bundle, verify
 from faceteer_runtime.icons import icon_pictures
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.icons.templates import template_of, unlike
 from faceteer_trainer.labels.agreement import agree
 from faceteer_trainer.labels.causal import causal_score
 from faceteer_trainer.labels.contrast import name_features
@@ -41,11 +42,37 @@ POSTCARDS = Path(__file__).parents[3] / "deploy" / "bundles" / "postcards"
 
 def test_the_causal_score_is_what_is_done_by_hand() -> None:
     texts = np.eye(3, dtype=np.float32)
-    # From the template to the two strengths: first towards label 0 (and half as much towards 1), then towards 2 alone.
-    embeds = np.array([[1, 1, 1], [3, 2, 1], [1, 1, 4]], np.float32)
-    assert causal_score(embeds, 0, texts) == pytest.approx((2 + 0.5) / 4)  # beats both; then ties with 1, loses to 2
-    assert causal_score(embeds, 1, texts) == pytest.approx((1 + 0.5) / 4)
-    assert causal_score(embeds, 2, texts) == pytest.approx((0 + 2) / 4)
+    # From the template (norm 5) to three strengths: by 4 towards label 0 and 3 towards 1, by 2 towards 2 alone, and by
+    # 0.4, which is less than a tenth of the norm and does not count. The weights are 5 - 0.5 and 2 - 0.5.
+    embeds = np.array([[3, 4, 0], [7, 7, 0], [3, 4, 2], [3, 3.6, 0]], np.float32)
+    assert causal_score(embeds, 0, texts) == pytest.approx((4.5 * 1 + 1.5 * 0.25) / 6)  # beats both; ties with 1 only
+    assert causal_score(embeds, 1, texts) == pytest.approx((4.5 * 0.5 + 1.5 * 0.25) / 6)
+    assert causal_score(embeds, 2, texts) == pytest.approx((4.5 * 0 + 1.5 * 1) / 6)
+
+
+def test_a_feature_that_changes_nothing_to_be_seen_causes_nothing() -> None:
+    embeds = np.array([[3, 4, 0], [3.3, 4, 0], [3.4, 4, 0.1]], np.float32)
+    assert causal_score(embeds, 0, np.eye(3, dtype=np.float32)) == 0.5
+
+
+def test_a_feature_that_is_on_in_the_template_starts_from_the_picture_least_like_it() -> None:
+    # Features 0 and 1 are on in the first template; 2 is hardly on, and 3 is dead.
+    p99 = np.array([1, 2, 1, 0], np.float32)
+    first = np.array([1, 0.5, 0.1, 0], np.float32)
+    acts = np.zeros((4, 4))
+    acts[0] = [0.9, 0, 0, 0]
+    acts[1] = [0, 0, 3, 0]  # shares nothing that counts, but is far from the mean
+    acts[2] = [0, 0, 3, 0]
+    acts[3] = [0, 2, 0, 0]
+    embeds = np.array([[0, 0], [5, 5], [1, 0], [0, 0]], np.float32)
+    chosen = unlike(first, sparse.csc_matrix(acts), p99, embeds, np.zeros(2, np.float32))
+    assert chosen == 2
+    templates, scaled = [embeds[3], embeds[2]], [first, np.array([0.9, 0, 3, 0], np.float32)]
+    assert template_of(0, templates, scaled) is templates[1]
+    assert template_of(1, templates, scaled) is templates[1]
+    assert template_of(2, templates, scaled) is templates[0]
+    assert template_of(0, templates, [first, first + 1]) is templates[0]
+    assert template_of(0, templates[:1], scaled[:1]) is templates[0]
 
 
 def test_the_threshold_is_the_one_that_tells_most() -> None:
@@ -88,18 +115,25 @@ class Space:
 def test_a_feature_is_named_by_what_stands_out_on_its_pictures() -> None:
     rng = np.random.default_rng(1)
     embeds = 0.3 * rng.standard_normal((500, 4))
-    acts = np.zeros((500, 3))
+    acts = np.zeros((500, 4))
     acts[:50, 0] = 1 + rng.random(50)
     embeds[:50, 3] += 2
     acts[100:150, 1] = 1 + rng.random(50)
     embeds[100:150, 1] += 2
     embeds[100:150, 2] += 1.8
+    # All of them are in snow, the weak ones too; the strong ones happen to show a cat.
+    acts[150:250, 3] = np.repeat([0.2, 1], [75, 25])
+    embeds[150:250, 3] += 1.5
+    embeds[225:250, 0] += 2
     acts[200:, 2] = rng.random(300)
-    found = name_features(side(embeds, acts), Space(), np.arange(3), 1.0)  # type: ignore[arg-type]
+    found = name_features(side(embeds, acts), Space(), np.arange(4), 1.0, 0.65)  # type: ignore[arg-type]
     assert found[0].label == "snow"
     # "red boat" would be as good, but says "red" again.
     assert (found[1].label, found[1].terms) == ("red car", ())
+    z = (embeds[100:150, 1].mean() - embeds[:, 1].mean()) / embeds[:, 1].std()
+    assert (found[1].z, found[1].auc) == (pytest.approx(z, rel=1e-5), 1.0)
     assert 2 not in found
+    assert (found[3].label, found[3].terms) == ("snow", ())
 
 
 # -- words, classes --------------------------------------------------------------------------------
@@ -164,7 +198,7 @@ class FakeEndpoint:
 @pytest.fixture
 def endpoint() -> Iterator[FakeEndpoint]:
     fake = FakeEndpoint()
-    thread = threading.Thread(target=fake.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=fake.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield fake
     fake.server.shutdown()
@@ -284,24 +318,25 @@ def test_icons_show_what_features_cause_and_are_drawn_once(
     assert "7 icons drawn" in capsys.readouterr().out
     verify(bundle)
     with LibraryEditor(bundle / "library" / "library.sqlite") as editor:
-        rises, scores = [], []
-        strips = {index: editor.icon_of(index) for index in (19, 21, 22, 23, 24, 25, 29)}
-        for index, icon in strips.items():
+        moved, scores, templates = [], [], []
+        for feature in [feature for feature in editor.features() if feature.index in (19, 21, 22, 23, 24, 25, 29)]:
+            icon = editor.icon_of(feature.index)
             assert icon is not None
             webp, strengths = icon
             assert strengths == [0.5, 1.0, 1.5]
             pictures = [np.asarray(picture, float) for picture in icon_pictures(webp, 4)]
             assert pictures[0].shape == (64, 64, 3)
-            # The template is the same in every strip, and the more the feature is turned up the further it is away.
-            assert np.abs(pictures[0] - np.asarray(icon_pictures(strips[24][0], 4)[0], float)).mean() < 4  # type: ignore[index]
-            away = [np.abs(picture - pictures[0]).mean() for picture in pictures[1:]]
-            rises.append(away[2] - away[0])
-            score = next(feature for feature in editor.features() if feature.index == index).causal_score
-            assert score is not None
-            scores.append(score)
-    # One of them may be on in the template already; turned up, features move away from it, and towards their labels.
-    assert np.median(rises) > 2
-    assert np.median(scores) > 0.6
+            moved.append(np.abs(pictures[3] - pictures[0]).mean())
+            if all(np.abs(pictures[0] - template).mean() > 4 for template in templates):
+                templates.append(pictures[0])
+            assert feature.causal_score is not None
+            scores.append(feature.causal_score)
+    # Features that are on in the first template are shown on the other, so that every one has something to show: turned
+    # up, it changes the picture, and into what its label says.
+    assert len(templates) == 2
+    assert min(moved) > 3
+    assert np.median(scores) > 0.9
+    assert min(scores) > 0.6
     main(command)
     assert re.search(r"0 icons drawn in \d+ s, 7 were there already", capsys.readouterr().out)
     for wrong, words in (("x", "must be alive, labelled, or numbers"), ("9999", "9999 is no feature that ever fires")):

@@ -9,6 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from faceteer_encoder.model import load_encoder
 from faceteer_generator.denoise import Denoiser
@@ -22,7 +23,8 @@ from faceteer_sae.model import SparseAutoencoder
 from rich.console import Console
 
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.icons.drawing import IconSettings, address, draw_icons
+from faceteer_trainer.icons.drawing import Floats, IconSettings, address, draw_icons
+from faceteer_trainer.icons.templates import OTHER_TEMPLATE, scaled, template_of
 from faceteer_trainer.labels.command import score_icons, vocabulary_of
 from faceteer_trainer.labels.vocabulary import TextSpace, read_terms
 from faceteer_trainer.library.steps import Steps
@@ -84,14 +86,15 @@ def draw_library_icons(arguments: argparse.Namespace) -> tuple[int, int]:
             with LibraryEditor(arguments.bundle / "library" / "library.sqlite") as editor:
                 if TEMPLATE not in editor.facts:
                     raise JobError("the library names no template for icons; make it anew with build-library")
-                template = unpack_template(editor.facts[TEMPLATE])
-                wanted = _wanted(list(editor.features()), arguments.features)
+                features = list(editor.features())
+                wanted = _wanted(features, arguments.features)
+                template = _templates(editor, sae, features)
                 there = editor.icon_keys()
-                keys = {f.index: address(settings, part.revision, bundle.part("sae").revision, template, f.index)
-                        for f in wanted}  # fmt: skip
-                left = [(f.index, f.p99) for f in wanted if there.get(f.index) != keys[f.index]]
+                keys = {f.index: address(settings, part.revision, bundle.part("sae").revision, template[f.index],
+                        f.index) for f in wanted}  # fmt: skip
+                left = [(f.index, f.p99, template[f.index]) for f in wanted if there.get(f.index) != keys[f.index]]
                 saved = time.monotonic()
-                for done, (feature, webp) in enumerate(draw_icons(denoiser, sae, template, left, settings)):
+                for done, (feature, webp) in enumerate(draw_icons(denoiser, sae, left, settings)):
                     editor.icon(feature, webp, settings.strengths, keys[feature])
                     progress("drawing icons", (done + 1) / len(left))
                     if time.monotonic() - saved > _SAVE_SECONDS:
@@ -106,6 +109,14 @@ def draw_library_icons(arguments: argparse.Namespace) -> tuple[int, int]:
             raise JobError(f"{arguments.bundle}: cannot be written ({error.strerror}); run again to go on") from None
         bundle_format.seal(arguments.bundle)
     return len(left), len(wanted) - len(left)
+
+
+def _templates(editor: LibraryEditor, sae: SparseAutoencoder, features: list[Described]) -> list[Floats]:
+    """The template that each feature's icon starts from."""
+    p99 = np.array([feature.p99 for feature in features], np.float32)
+    templates = [unpack_template(editor.facts[name]) for name in (TEMPLATE, OTHER_TEMPLATE) if name in editor.facts]
+    activations = [scaled(sae, template, p99) for template in templates]
+    return [template_of(feature.index, templates, activations) for feature in features]
 
 
 def _wanted(features: list[Described], chosen: str) -> list[Described]:

@@ -72,24 +72,26 @@ def address(settings: IconSettings, generator_revision: str, sae_revision: str, 
 def draw_icons(
     denoiser: Denoiser,
     sae: SparseAutoencoder,
-    template: Floats,
-    features: Sequence[tuple[int, float]],
+    features: Sequence[tuple[int, float, Floats]],
     settings: IconSettings,
 ) -> Iterator[tuple[int, bytes]]:
-    """(feature, WebP strip) for each (feature, p99), a batch at a time.
+    """(feature, WebP strip) for each (feature, p99, template), a batch at a time.
 
     Raises:
         JobError: a picture cannot be drawn.
     """
-    (plain,) = _draw(denoiser, [template], settings)
+    plain: dict[bytes, npt.NDArray[np.uint8]] = {}
     each = max(1, settings.batch // len(settings.strengths))
     for start in range(0, len(features), each):
         group = features[start : start + each]
-        embeds = [row for feature, p99 in group for row in edited(sae, template, feature, settings.strengths, p99)]
+        for _, _, template in group:
+            if template.tobytes() not in plain:
+                (plain[template.tobytes()],) = _draw(denoiser, [template], settings)
+        embeds = [row for feature, p99, x in group for row in edited(sae, x, feature, settings.strengths, p99)]
         pictures = _draw(denoiser, embeds, settings)
-        for place, (feature, _) in enumerate(group):
+        for place, (feature, _, template) in enumerate(group):
             own = pictures[place * len(settings.strengths) : (place + 1) * len(settings.strengths)]
-            yield feature, icon_strip([Image.fromarray(pixels) for pixels in (plain, *own)])
+            yield feature, icon_strip([Image.fromarray(pixels) for pixels in (plain[template.tobytes()], *own)])
 
 
 def _draw(denoiser: Denoiser, embeds: Sequence[Floats], settings: IconSettings) -> list[npt.NDArray[np.uint8]]:

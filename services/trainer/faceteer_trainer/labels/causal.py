@@ -1,12 +1,15 @@
 """Does what a feature causes look like its label? Measured on its icon: the template, and the feature turned up.
 
-For each strength s the picture's embedding has moved from the template's by x_s - x_0. The score is the share of all
-other labels towards which it has moved less than towards the feature's own, averaged over the strengths::
+For each strength s the picture's embedding has moved from the template's by m_s = x_s - x_0. The score is the share of
+all other labels towards which it has moved less than towards the feature's own, averaged over the strengths, of which
+each counts by how far the picture has moved beyond what cannot be seen::
 
-    score = mean over s, over other labels o, of [ (x_s - x_0) . t  >  (x_s - x_0) . t_o ]      (ties count half)
+    share_s = mean over other labels o of [ m_s . t  >  m_s . t_o ]      (ties count half)
+    w_s = max(0, |m_s| - 0.1 |x_0|)
+    score = sum of w_s share_s / sum of w_s;  0.5 where every w_s is 0
 
-0.5 is chance, 1 means that nothing else in the library describes the change better. Texts are centred and of norm 1.
-Knows nothing of how icons are drawn.
+0.5 is chance, or a feature that changes nothing; 1 means that nothing else in the library describes the change better.
+Texts are centred and of norm 1. Knows nothing of how icons are drawn.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from faceteer_encoder.preprocess import Preprocessor
 from PIL import Image
 
 Floats = npt.NDArray[np.float32]
+# Of the template's norm. One picture stored twice as WebP moves by up to 0.04; a changed picture by 0.15 and more.
+_UNSEEN = 0.1
 
 
 def causal_score(embeds: Floats, label: int, texts: Floats) -> float:
@@ -31,10 +36,15 @@ def causal_score(embeds: Floats, label: int, texts: Floats) -> float:
         label: the feature's own, by its place among the texts.
         texts: of all distinct labels, float32 [t, d], centred and of norm 1; at least two.
     """
-    moved = (embeds[1:] - embeds[:1]) @ texts.T
+    change = embeds[1:] - embeds[:1]
+    weights = np.maximum(np.linalg.norm(change, axis=1) - _UNSEEN * np.linalg.norm(embeds[0]), 0)
+    if not weights.any():
+        return 0.5
+    moved = change @ texts.T
     own = moved[:, label : label + 1]
     others = np.delete(moved, label, axis=1)
-    return float(((own > others) + 0.5 * (own == others)).mean())
+    shares = ((own > others) + 0.5 * (own == others)).mean(1)
+    return float(weights @ shares / weights.sum())
 
 
 def embed_pictures(encoder: ClipEncoder, preprocessor: Preprocessor, pictures: Sequence[Image.Image]) -> Floats:

@@ -20,12 +20,13 @@ from faceteer_encoder.preprocess import Preprocessor
 from faceteer_library.editor import Described, LibraryEditor
 from faceteer_runtime import bundle as bundle_format
 from faceteer_runtime.bundle import Bundle, BundleError
-from faceteer_runtime.icons import icon_pictures
+from faceteer_runtime.icons import TEMPLATE, icon_pictures, pack_template, unpack_template
 from faceteer_sae.model import SparseAutoencoder
 from rich.console import Console
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.icons.templates import OTHER_TEMPLATE, scaled, unlike
 from faceteer_trainer.labels.causal import causal_score, embed_pictures
 from faceteer_trainer.labels.contrast import Named, name_features, strong_pictures
 from faceteer_trainer.labels.detection import Detection, detect
@@ -139,6 +140,7 @@ def label_library(
                 _judge(editor, sample, space, steps)
                 score_icons(editor, encoder, preprocessor, space, steps)
                 _gate(editor, settings)
+                _choose_other_template(editor, sae, corpus, sample)
                 editor.meta("labels", json.dumps({"vocabulary": settings.vocabulary, "sample": settings.sample}))
                 figures = _figures(editor)
         except ValueError as error:
@@ -166,8 +168,7 @@ def _name(
     indices = np.array([feature.index for feature in wanted], np.int64)
     source = "automatic"
     if settings.vision_model is None:
-        found = name_features(sample.making, space, indices, settings.least_z)
-        found = _only_good(found, sample, space, settings.least_detection)
+        found = name_features(sample.making, space, indices, settings.least_z, settings.least_detection)
     else:
         source = "model"
         found = _ask(settings.vision_model, sample, corpus, indices, settings, steps)
@@ -178,18 +179,6 @@ def _name(
         elif feature.label_source in ("", source):
             editor.label(feature.index, "")
     steps("naming", 1.0)
-
-
-def _only_good(found: dict[int, Named], sample: Sample, space: TextSpace, least: float) -> dict[int, Named]:
-    """Without the names that do not even predict the pictures they were made from."""
-    texts = sorted({named.label for named in found.values()})
-    directions = dict(zip(texts, space.of(texts), strict=True)) if texts else {}
-    good = {}
-    for feature, named in found.items():
-        judged = detect(sample.making, sample.making, feature, directions[named.label])
-        if judged is not None and judged.auc >= least:
-            good[feature] = named
-    return good
 
 
 def _ask(
@@ -279,6 +268,19 @@ def _gate(editor: LibraryEditor, settings: LabelSettings) -> None:
     if settings.classes:
         for feature in editor.features():
             editor.safety_class(feature.index, safety_class(feature.label, feature.terms, settings.classes))
+
+
+def _choose_other_template(
+    editor: LibraryEditor, sae: SparseAutoencoder, corpus: EmbeddingCorpus, sample: Sample
+) -> None:
+    """A second template for icons, for features that are on in the first."""
+    if TEMPLATE not in editor.facts:
+        return
+    p99 = np.array([feature.p99 for feature in editor.features()], np.float32)
+    first = scaled(sae, unpack_template(editor.facts[TEMPLATE]), p99)
+    embeds = corpus.rows(sample.making.rows)
+    chosen = unlike(first, sample.making.acts, p99, embeds, sample.mean)
+    editor.meta(OTHER_TEMPLATE, pack_template(embeds[chosen]))
 
 
 def _figures(editor: LibraryEditor) -> dict[str, float]:

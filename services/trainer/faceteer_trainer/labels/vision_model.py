@@ -131,4 +131,4 @@ def _named(answer: str) -> Named | None:
     label = " ".join(label.split())[:120]
     if not label or not label.isprintable():
         return None
-    return Named(label, tuple(" ".join(t.split())[:120] for t in terms if isinstance(t, str) and t.strip())[:4], 0.0)
+    return Named(label, tuple(" ".join(t.split())[:120] for t in terms if isinstance(t, str) and t.strip())[:4])

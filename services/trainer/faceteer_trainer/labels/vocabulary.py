@@ -18,6 +18,8 @@ from faceteer_trainer.errors import JobError
 Floats = npt.NDArray[np.float32]
 DEFAULT = "general"
 _BATCH = 64
+# Each text is said in these ways, and the embeddings averaged: what is left is what they have in common.
+PROMPTS = ("{}", "a picture of {}", "a picture with {}")
 
 
 class TextSpace:
@@ -44,8 +46,9 @@ class TextSpace:
         return embed_texts(self._encoder, texts)
 
     def _unit(self, texts: Sequence[str]) -> Floats:
-        embeds = embed_texts(self._encoder, texts)
-        return embeds / np.maximum(np.linalg.norm(embeds, axis=1, keepdims=True), 1e-12)
+        said = embed_texts(self._encoder, [prompt.format(text) for text in texts for prompt in PROMPTS])
+        said /= np.maximum(np.linalg.norm(said, axis=1, keepdims=True), 1e-12)
+        return np.asarray(said.reshape(len(texts), len(PROMPTS), -1).mean(1))
 
     def _centred(self, unit: Floats) -> Floats:
         centred = unit - self._mean
