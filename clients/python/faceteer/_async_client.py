@@ -159,7 +159,11 @@ class AsyncClient(Bound[AsyncDriver]):
         max_edits: int | None = None,
         timeout: float | None = None,
     ) -> Difference:
-        """What leads from ``photo`` to ``other``: the fewest edits that carry the share ``coverage`` of it."""
+        """What leads from ``photo`` to ``other``: the fewest edits that carry the share ``coverage`` of it.
+
+        Features that the operator gates stand in it without a name, and an edit that turns one on is refused without
+        the access key; :meth:`transfer` leaves them out.
+        """
         return await self._driver.run(
             diff(
                 self._context,

@@ -156,7 +156,11 @@ class Client(Bound[SyncDriver]):
         max_edits: int | None = None,
         timeout: float | None = None,
     ) -> Difference:
-        """What leads from ``photo`` to ``other``: the fewest edits that carry the share ``coverage`` of it."""
+        """What leads from ``photo`` to ``other``: the fewest edits that carry the share ``coverage`` of it.
+
+        Features that the operator gates stand in it without a name, and an edit that turns one on is refused without
+        the access key; :meth:`transfer` leaves them out.
+        """
         return self._driver.run(
             diff(
                 self._context,

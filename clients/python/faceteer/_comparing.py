@@ -14,7 +14,7 @@ from typing import Any
 from faceteer._editing import EditPlan, Outcome
 from faceteer._edits import FeatureEdit
 from faceteer._effects import Operation
-from faceteer._errors import InvalidArgumentError
+from faceteer._errors import InvalidArgumentError, UnknownFeatureError
 from faceteer._html import save_page
 from faceteer._library import get_features
 from faceteer._methods import DIFF_FEATURES, TRANSFER_FEATURES
@@ -173,9 +173,22 @@ def _labels(
     """Labels from the photos' own features, and from the library for those that neither keeps."""
     known = {feature.index: feature.label for photo in (source, target) for feature in photo.features}
     if missing := [index for index in indices if index not in known]:
-        found = yield from get_features(context, missing, timeout=timeout or None)
-        known |= {feature.index: feature.label for feature in found}
+        known |= yield from _looked_up(context, missing, timeout)
     return known
+
+
+def _looked_up(context: Context, indices: list[int], timeout: float | None) -> Operation[dict[int, str]]:
+    """The library's labels. It knows nothing of features that the operator gates, and refuses a batch with one of them:
+    halves are asked for until only those are left, and they stay without a label."""
+    try:
+        found = yield from get_features(context, indices, timeout=timeout or None)
+    except UnknownFeatureError:
+        if len(indices) == 1:
+            return {}
+        half = len(indices) // 2
+        first = yield from _looked_up(context, indices[:half], timeout)
+        return first | (yield from _looked_up(context, indices[half:], timeout))
+    return {feature.index: feature.label for feature in found}
 
 
 def _activation(photo: OpenedPhoto, index: int) -> float:

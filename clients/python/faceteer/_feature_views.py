@@ -170,16 +170,10 @@ def _grid(examples: Sequence[FeatureExample], pictures: Pictures) -> Markup:
 
 
 def _strip(icon: FeatureIcon, pictures: Pictures) -> Markup:
-    tiles = icon.tiles
-    captions = [f"{strength:g}" for strength in icon.strengths]
-    if len(tiles) == len(captions) + 1:
-        captions = ["template", *captions]
-    if len(tiles) != len(captions):
-        image = pictures.img(icon.image, alt="icon")
-        return join([image, _dim(f"strengths {', '.join(captions)}")])
+    captions = ["template", *(f"{strength:g}" for strength in icon.strengths)]
     figures = [
         Markup(f"<figure>{pictures.img(tile, alt=words)}<figcaption>{text(words)}</figcaption></figure>")
-        for tile, words in zip(tiles, captions, strict=True)
+        for tile, words in zip(icon.tiles, captions, strict=True)
     ]
     return _div("ft-icon", figures)
 

@@ -30,11 +30,15 @@ class FeatureIcon:
 
     @property
     def tiles(self) -> tuple[Image.Image, ...]:
-        """The strip's pictures, left to right; the strip itself when it is not a row of squares."""
-        side = self.image.height
-        if self.image.width % side:
-            return (self.image,)
-        return tuple(self.image.crop((x, 0, x + side, side)) for x in range(0, self.image.width, side))
+        """The strip's pictures, left to right: the template, then one for each strength."""
+        width, height = self.image.size
+        n = len(self.strengths) + 1
+        # Squares may stand a little apart; pictures of another shape are taken as equal shares of the strip.
+        apart = width - n * height
+        side = float(height) if 0 <= apart <= n * height // 8 else width / n
+        step = (width - side) / max(1, n - 1)
+        lefts = [round(place * step) for place in range(n)]
+        return tuple(self.image.crop((left, 0, left + round(side), height)) for left in lefts)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the strip, all or nothing, and returns the path: the file as it came where ``path`` ends in .webp,

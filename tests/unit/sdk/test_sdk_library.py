@@ -176,6 +176,18 @@ def test_an_icon_is_cut_into_its_pictures_and_saved(client: faceteer.Client, tmp
         icon.save(tmp_path / "i")
 
 
+@pytest.mark.parametrize(("width", "height"), [(64, 16), (70, 16), (262, 64), (134, 20)])
+def test_an_icons_pictures_are_found_side_by_side_or_a_little_apart(width: int, height: int) -> None:
+    image = Image.new("RGB", (width, height), "white")
+    step = (width - height) // 3 if width != 134 else 34
+    for place in range(4):
+        side = height if width != 134 else 32
+        image.paste((place * 60, 0, 0), (place * step, 0, place * step + side, height))
+    tiles = faceteer.FeatureIcon(image, (0.5, 1.0, 1.5), b"").tiles
+    assert len(tiles) == 4
+    assert [tile.getpixel((tile.width // 2, 3)) for tile in tiles] == [(0, 0, 0), (60, 0, 0), (120, 0, 0), (180, 0, 0)]
+
+
 def test_an_access_key_travels_with_every_call_and_is_never_shown(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

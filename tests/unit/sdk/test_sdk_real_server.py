@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 import faceteer
 import numpy as np
 import pytest
-from tiny_bundle import EMBED_DIM, N_FEATURES, picture, picture_bytes
+from tiny_bundle import EMBED_DIM, N_FEATURES, gate_feature, picture, picture_bytes
+from unit.generator.small_prior import write_small_prior
+from unit.sdk.test_sdk_views import read
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,10 +28,16 @@ pytestmark = [
 ]
 
 
+GATED, GATED_LABEL, CLASS, KEY = 50, "fist fight", "violence", "a key"
+
+
 @pytest.fixture(scope="module")
 def address(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server on the tiny bundle."""
+    """A real server on the tiny bundle with a text prior, and with one feature in a gated class."""
     folder = tmp_path_factory.mktemp("server")
+    bundle = shutil.copytree(tiny_bundle, folder / "bundle")
+    write_small_prior(bundle / "generator" / "prior")
+    gate_feature(bundle, GATED, GATED_LABEL, CLASS)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -40,10 +49,11 @@ def address(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "--listen",
         address,
         "--bundle",
-        str(tiny_bundle),
+        str(bundle),
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FACETEER_")}
     environment |= {"OMP_NUM_THREADS": "1", "FACETEER_LIBRARY_LABELS_PATH": str(folder / "labels.sqlite")}
+    environment["FACETEER_LIBRARY_ACCESS_KEYS"] = KEY
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment)
     try:
@@ -106,12 +116,22 @@ def test_events_previews_and_several_seeds(client: faceteer.Client) -> None:
     assert (kinds[0], kinds[-1]) == ("Edited", "Finished")
 
 
-def test_a_difference_applied_leads_to_the_other_picture(client: faceteer.Client) -> None:
+def test_a_difference_applied_leads_to_the_other_picture(address: str, client: faceteer.Client) -> None:
+    with faceteer.connect(address, access_key=KEY) as allowed:
+        photo, other = allowed.open(picture(4)), allowed.open(picture(5))
+        difference = allowed.diff(photo, other, coverage=0.999)
+        report = photo.edit(difference).report()
+        before = np.linalg.norm(photo.embeds - other.embeds)
+        assert np.linalg.norm(report.embeds - other.embeds) < before
+    assert GATED in [feature.index for feature in difference.features]
+    # Without the key the same difference is told, the gated feature without its name; turning it on is refused.
     photo, other = client.open(picture(4)), client.open(picture(5))
-    difference = client.diff(photo, other, coverage=0.999)
-    report = photo.edit(difference).report()
-    before = np.linalg.norm(photo.embeds - other.embeds)
-    assert np.linalg.norm(report.embeds - other.embeds) < before
+    told = client.diff(photo, other, coverage=0.999)
+    assert [feature.index for feature in told.features] == [feature.index for feature in difference.features]
+    assert {feature.index: feature.label for feature in told.features}[GATED] == ""
+    with pytest.raises(faceteer.UnknownFeatureError):
+        photo.edit(told).report()
+    client.transfer(photo, other, coverage=0.999).report()
 
 
 def test_bulk_encoding_equals_opening_one_by_one(client: faceteer.Client) -> None:
@@ -131,7 +151,7 @@ def test_the_library_answers(client: faceteer.Client) -> None:
     assert night.index == 0
     assert night == client.features[0]
     assert [feature.label for feature in client.features.search("sno")] == ["snow"]
-    assert len(list(client.features.list())) == N_FEATURES
+    assert len(list(client.features.list())) == N_FEATURES - 1, "one is gated"
     assert all(example.activation > 0 for example in night.examples())
     with pytest.raises(faceteer.UnknownFeatureError) as raised:
         client.features["nigth"]
@@ -193,3 +213,134 @@ def test_the_command_line_does_the_same(address: str, tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), words
     assert run("recipe", "apply", "r.json", "out.png", "-o", "again.png").returncode == 0
     assert run("features", "show", "nigth").returncode == 3
+
+
+def test_the_library_says_what_it_covers_and_finds_by_words_meaning_picture_and_likeness(
+    client: faceteer.Client,
+) -> None:
+    facts = client.features.info()
+    assert (facts.n_features, facts.corpus, facts.searches_meaning) == (N_FEATURES - 1, "random pictures", True)
+    assert facts == client.status().library
+    assert client.features.search("evening")[0].label == "night", "one of its other words"
+    photo = client.open(picture(11))
+    by_picture = client.features.search(photo, limit=None)
+    assert [hit.index for hit in by_picture] == [feature.index for feature in photo.features if feature.index != GATED]
+    night = client.features["night"]
+    assert [one.index for one in night.similar(3)] == [related.index for related in night.nearest]
+
+
+def test_scores_filter_and_order_real_features(client: faceteer.Client) -> None:
+    disagreeing = {feature.label for feature in client.features.list(scores_disagree=True)}
+    assert disagreeing == {"two of something", "boat"}
+    causal = [feature.statistics.causal_score for feature in client.features.list(order="causal_score", limit=7)]
+    assert causal == sorted(causal, reverse=True)  # type: ignore[type-var]
+    good = list(client.features.list(min_causal_score=0.85, min_detection_score=0.7))
+    assert {feature.label for feature in good} == {"night", "red"}
+    night = client.features["night"]
+    assert night.terms == ("darkness", "evening")
+    assert night.statistics.detection_balanced_accuracy == pytest.approx(0.95)
+
+
+def test_examples_come_from_the_quantiles_of_a_real_feature(client: faceteer.Client) -> None:
+    examples = client.features["night"].examples(selection="quantiles")
+    assert [(e.quantile_from, e.quantile_to) for e in examples] == [(0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0, 0.25)]
+    assert [e.activation for e in examples] == sorted((e.activation for e in examples), reverse=True)
+
+
+def test_an_icon_is_drawn_when_it_is_asked_for(client: faceteer.Client, tmp_path: Path) -> None:
+    icon = client.features["night"].icon()
+    assert len(icon.tiles) == len(icon.strengths) + 1
+    assert client.features["night"].icon().data == icon.data
+    assert icon.save(tmp_path / "icon.webp").read_bytes() == icon.data
+
+
+def test_views_of_real_features_have_pictures(client: faceteer.Client, tmp_path: Path) -> None:
+    night = client.features["night"]
+    night.icon()
+    assert len(read(night._repr_html_()).sources) == len(night.examples()) + 4
+    found = faceteer.FeatureList(client.features.list(order="firing_share", limit=50))
+    assert len(read(found._repr_html_()).sources) > 100
+    assert len(found._repr_html_()) < 3_000_000
+    page = found.save_html(tmp_path / "all.html").read_text()
+    assert len(read(page).sources) > 100
+
+
+def test_what_is_gated_is_seen_with_a_key_alone(address: str, client: faceteer.Client) -> None:
+    with pytest.raises(faceteer.UnknownFeatureError):
+        client.features[GATED]
+    assert GATED_LABEL not in {feature.label for feature in client.features.search(GATED_LABEL)}
+    with pytest.raises(faceteer.PermissionDeniedError):
+        client.features.search(GATED_LABEL, include_safety_classes=[CLASS])
+    assert client.features.info().safety_classes == ()
+    with faceteer.connect(address, access_key=KEY) as allowed:
+        assert allowed.features.info().safety_classes == (CLASS,)
+        (found,) = allowed.features.search(GATED_LABEL, include_safety_classes=[CLASS], labelled=True)[:1]
+        assert (found.index, found.safety_class) == (GATED, CLASS)
+
+
+def test_a_prompt_is_imagined_edited_and_drawn_for_real(client: faceteer.Client) -> None:
+    photo = client.embed_prompt("a cat", seed=3, steps=4)
+    assert photo.l0 > 0
+    np.testing.assert_array_equal(photo.embeds, client.embed_prompt("a cat", seed=3, steps=4).embeds)
+    assert not np.allclose(photo.embeds, client.embed_prompt("a cat", seed=4, steps=4).embeds)
+    assert photo.edit().set("night", 1.0).render(seed=1, steps=2).size == (64, 64)
+    with pytest.raises(faceteer.InvalidArgumentError, match="steps"):
+        client.embed_prompt("a cat", steps=100_000)
+
+
+def test_features_and_their_error_give_real_embeddings_back(client: faceteer.Client) -> None:
+    photos = [client.open(picture(seed)) for seed in range(60, 70)]
+    encodings = client.encode_features(photos, include_error=True)
+    for photo, encoding in zip(photos, encodings, strict=True):
+        assert encoding.l0 == photo.l0
+        assert encoding.explained_variance == pytest.approx(photo.explained_variance, abs=1e-5)
+        named = [feature.index for feature in photo.features]
+        assert [index for index in encoding.indices.tolist() if index != GATED] == named
+    embeds = np.stack([photo.embeds for photo in photos])
+    np.testing.assert_allclose(client.decode_features(encodings), embeds, rtol=1e-4, atol=1e-4)
+    kept = client.encode_features([embeds[0], embeds[0][:5]], on_error="return")
+    assert isinstance(kept[0], faceteer.FeatureEncoding)
+    assert isinstance(kept[1], faceteer.InvalidArgumentError)
+    with pytest.raises(faceteer.UnknownFeatureError, match="item 1"):
+        client.decode_features([{0: 1.0}, {N_FEATURES: 1.0}])
+
+
+def test_a_real_layout_is_kept_and_replayed_from_its_recipe(client: faceteer.Client) -> None:
+    photo = client.open(picture(12))
+    edit = photo.edit().set("night", 1.0)
+    plain = np.asarray(edit.render(seed=7, steps=4))
+    inverted = edit.render(seed=7, steps=4, keep_layout="inversion")
+    replayed = photo.edit(faceteer.Recipe.from_json(inverted.info["recipe"])).render()
+    np.testing.assert_array_equal(np.asarray(replayed), np.asarray(inverted))
+    partly = np.asarray(edit.render(seed=7, steps=4, keep_layout="image_to_image", strength=0.5))
+    assert not np.array_equal(plain, np.asarray(inverted))
+    assert not np.array_equal(plain, partly)
+    with pytest.raises(faceteer.InvalidArgumentError, match="scheduler"):
+        edit.render(seed=7, steps=4, keep_layout="inversion", scheduler="ddpm")
+
+
+def test_the_command_line_finds_shows_and_draws_the_rest(address: str, tmp_path: Path) -> None:
+    (tmp_path / "boat.png").write_bytes(picture_bytes(1))
+
+    def run(*words: str, key: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "faceteer.cli", *words]
+        environment = {**os.environ, "FACETEER_ADDRESS": address, "FACETEER_ACCESS_KEY": key}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    for words in (
+        "library",
+        "features search --picture boat.png --save-html found.html",
+        "features search --like night --min-detection 0.5",
+        "features list --order disagreement --disagree",
+        "features show night --quantiles --save-html night.html",
+        "features icon night -o night.webp",
+        "prompt a cat --steps 2 -o cat.png",
+        "edit boat.png --set night=1 --steps 3 --keep-layout inversion -o kept.png --save-html kept.html",
+    ):
+        done = run(*words.split())
+        assert done.returncode == 0, (words, done.stderr)
+    for name in ("found.html", "night.html", "kept.html"):
+        assert len(read((tmp_path / name).read_text()).sources) > 1
+    refused = run("features", "search", "fist", "--include-class", "all")
+    assert (refused.returncode, refused.stderr.count("\n")) == (5, 1)
+    assert GATED_LABEL in run("features", "search", "fist", "--include-class", "all", key=KEY).stdout
