@@ -10,11 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from faceteer_library.editor import LibraryEditor
@@ -24,7 +21,7 @@ from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.statistics import load_statistics
 from faceteer_sae.writing import write_rows
 from faceteer_trainer.__main__ import main
-from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, write_embeds
+from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.library.activations import ActivationStore
 from faceteer_trainer.library.build import BuildSettings
@@ -36,8 +33,7 @@ from faceteer_trainer.library.tallies import Pairs, Spread, Table, lottery
 from faceteer_trainer.locks import locked
 from faceteer_trainer.sae.statistics import find_rivals
 from tiny_bundle import N_FEATURES
-
-ROWS, D = 900, 32
+from tiny_corpus import ROWS, Corpus, D, dense_features, make_corpus, write_corpus
 
 
 def sparse_of(dense: np.ndarray) -> Active:
@@ -200,47 +196,9 @@ def test_activations_come_back_as_they_were_written(tmp_path: Path) -> None:
 # -- the whole -------------------------------------------------------------------------------------
 
 
-class Corpus(NamedTuple):
-    bundle: Path
-    directory: Path
-    embeds: np.ndarray
-
-
-def write_corpus(directory: Path, embeds: np.ndarray, revision: str, shard: int = 250) -> None:
-    directory.mkdir()
-    shards = []
-    for number, start in enumerate(range(0, len(embeds), shard)):
-        part = embeds[start : start + shard]
-        names = f"embeds-{number:05}.safetensors", f"pictures-{number:05}.parquet"
-        write_embeds(directory / names[0], part, dtype="float32", encoder_revision=revision)
-        rows = range(start, start + len(part))
-        table = {"name": [f"p{r}" for r in rows], "caption": [f"caption {r}" for r in rows],
-                 "thumbnail": [f"webp {r}".encode() for r in rows]}  # fmt: skip
-        pq.write_table(pa.table(table), directory / names[1])
-        shards.append(Shard(names[0], len(part), names[1]))
-    CorpusCard("test", revision, embeds.shape[1], "float32", tuple(shards)).write(directory)
-
-
 @pytest.fixture
 def corpus(tiny_bundle: Path, tmp_path: Path) -> Corpus:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle, bundle)
-    rng = np.random.default_rng(0)
-    sae = SparseAutoencoder.load(bundle / "sae")
-    spread = rng.gamma(1.0, 1.0, (ROWS, 6)) * (rng.random((ROWS, 6)) < 0.5)
-    mixture = np.stack([spread[r] @ sae.directions(rng.integers(0, N_FEATURES, 6)) for r in range(ROWS)])
-    # Two of them never fire together: each row has one or the other.
-    mixture += 3 * sae.directions(rng.integers(0, 2, ROWS))
-    embeds = (sae.b_dec + 4 * mixture + 0.3 * rng.standard_normal((ROWS, D))).astype(np.float32)
-    write_corpus(tmp_path / "corpus", embeds, Bundle.open(bundle).part("encoder").revision)
-    return Corpus(bundle, tmp_path / "corpus", embeds)
-
-
-def dense_features(corpus: Corpus) -> np.ndarray:
-    acts = np.zeros((ROWS, N_FEATURES), np.float32)
-    for row, features in enumerate(SparseAutoencoder.load(corpus.bundle / "sae").encode(corpus.embeds)):
-        acts[row, features.top_indices] = features.top_acts
-    return acts
+    return make_corpus(tiny_bundle, tmp_path)
 
 
 def test_the_library_says_what_a_plain_reckoning_says(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:

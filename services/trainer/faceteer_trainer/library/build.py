@@ -8,7 +8,7 @@ of labels.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,11 @@ from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.library.activations import ActivationStore, spans
 from faceteer_trainer.library.encoding import Active, BulkEncoder
-from faceteer_trainer.library.examples import Chosen, from_quantiles, strongest
+from faceteer_trainer.library.examples import QUANTILES, Chosen, from_quantiles, strongest
 from faceteer_trainer.library.related import (
     Relatives,
     RivalRule,
+    Rivals,
     coactivating_common,
     coactivating_sampled,
     nearest,
@@ -34,11 +35,16 @@ from faceteer_trainer.library.related import (
 )
 from faceteer_trainer.library.tallies import Pairs, Spread, Table, lottery
 
-Ints, Floats = npt.NDArray[np.int64], npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 Report = Callable[[str, float], None]
 _ROWS = 8192
-# No SAE that is of use fires a twentieth of its features at once; wrong preprocessing does.
-_MOST_ACTIVE = 0.05
+# Of a large dictionary no SAE that is of use fires a twentieth at once; wrong preprocessing does. Small ones may.
+_MOST_ACTIVE, _NEVER_TOO_MANY = 0.05, 512
+# Pictures drawn for each feature, for examples from quantiles and for what fires together with a rare feature.
+_SAMPLE = 64
+# Activations of sampled pictures that are held at a time: 0.5 GB with what is reckoned from them.
+_HELD = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,7 @@ class Measured:
     p99: Floats
     best: Table
     sample: Table
-    strong_count: Ints
-    strong: Pairs
+    rivals: Rivals
     any: Pairs
     l0: npt.NDArray[np.int32]
 
@@ -98,7 +103,7 @@ def encode_corpus(
             encoder = encoder or BulkEncoder(sae, device)
             active = encoder.encode(x)
             mean_l0 = len(active.indices) / len(x)
-            if mean_l0 > max(_MOST_ACTIVE * sae.d_sae, 64):
+            if mean_l0 > max(_MOST_ACTIVE * sae.d_sae, _NEVER_TOO_MANY):
                 raise JobError(
                     f"{mean_l0:.0f} of {sae.d_sae} features fire on a picture on average, which no trained SAE does; "
                     "were the embeddings normalised, or made by another encoder or preprocessing than the SAE's?"
@@ -121,7 +126,7 @@ def measure(store: ActivationStore, pictures: int, d_sae: int, settings: BuildSe
     p99 = spread.quantile(0.99)
     commonest = np.sort(np.argsort(-spread.count, kind="stable")[: settings.common])
     commonest = commonest[spread.count[commonest] > 0]
-    best, sample = Table(d_sae, 3 * settings.examples), Table(d_sae, 64)
+    best, sample = Table(d_sae, 3 * settings.examples), Table(d_sae, _SAMPLE)
     any_pairs, strong_pairs = Pairs(commonest, d_sae), Pairs(commonest, d_sae)
     strong_count = np.zeros(d_sae, np.int64)
     for first, active in store.blocks():
@@ -134,7 +139,8 @@ def measure(store: ActivationStore, pictures: int, d_sae: int, settings: BuildSe
         strong_pairs.add(active, strong)
         read = first + len(active.indptr)
         report("examples and pairs", read / pictures)
-    return Measured(pictures, spread, p99, best, sample, strong_count, strong_pairs, any_pairs, np.concatenate(l0))
+    found_rivals = rivals(strong_pairs, strong_count, pictures, settings.rule)
+    return Measured(pictures, spread, p99, best, sample, found_rivals, any_pairs, np.concatenate(l0))
 
 
 def find_coactivating(
@@ -145,8 +151,9 @@ def find_coactivating(
     found = coactivating_common(measured.any, count, pictures, settings.relatives)
     rare = np.flatnonzero((count > 0) & ~np.isin(np.arange(len(count)), measured.any.features))
     entries = measured.sample.entries()
-    for start in range(0, len(rare), 20_000):
-        block = rare[start : start + 20_000]
+    at_once = max(1, int(_HELD / (_SAMPLE * max(float(measured.l0.mean()), 1.0))))
+    for start in range(0, len(rare), at_once):
+        block = rare[start : start + at_once]
         inside = np.isin(entries.features, block)
         wanted, inverse = np.unique(entries.rows[inside], return_inverse=True)
         fired = store.rows(wanted)
@@ -172,13 +179,13 @@ def choose_examples(
 
     best, sample = measured.best.entries(), measured.sample.entries()
     alive = np.flatnonzero(measured.spread.count)
-    for done, feature in enumerate(alive):
+    for done, feature in enumerate(alive.tolist()):
         top, drawn = best.of(feature), sample.of(feature)
         chosen = strongest(top.rows, top.values, centred, settings.examples)
         ranks = measured.spread.rank(drawn.features, drawn.values)
         taken = {example.row for example in chosen}
         chosen += from_quantiles(drawn.rows, drawn.values, ranks, settings.per_quantile, taken)
-        yield int(feature), chosen
+        yield feature, chosen
         if done % 256 == 0:
             report("choosing examples", done / len(alive))
 
@@ -193,12 +200,11 @@ def write_library(
     settings: BuildSettings,
     report: Report,
     device: str = "cpu",
-) -> dict[int, Relatives]:
-    """Writes the library file, whole or not at all; returns the rivals, which the SAE's statistics hold too."""
+) -> None:
+    """Writes the library file, whole or not at all."""
     spread = measured.spread
     quantiles = {"p50": spread.quantile(0.5), "p99": measured.p99}
     mean, share = spread.mean(), measured.firing_share
-    found_rivals = rivals(measured.strong, measured.strong_count, measured.pictures, settings.rule)
     path.parent.mkdir(parents=True, exist_ok=True)
     with LibraryWriter(
         path,
@@ -228,32 +234,45 @@ def write_library(
         writer.meta(TEMPLATE, pack_template(_plainest(corpus)))
         alive = np.flatnonzero(spread.count)
         for relation, relatives in (
-            ("rivals", {feature: others[: settings.relatives] for feature, others in found_rivals.items()}),
+            ("rivals", {f: measured.rivals.best(f, settings.relatives) for f in alive.tolist()}),
             ("coactivating", find_coactivating(store, measured, settings, report)),
             ("nearest", nearest(sae.decoder_rows, settings.relatives, alive, device)),
         ):
             for feature, others in relatives.items():
                 writer.relatives(feature, relation, others)
         _write_examples(writer, corpus, choose_examples(corpus, measured, settings, report), report)
-    return found_rivals
 
 
 def _write_examples(
     writer: LibraryWriter, corpus: EmbeddingCorpus, chosen: Iterator[tuple[int, list[Chosen]]], report: Report
 ) -> None:
-    """By shards, so that each one's pictures are read once and never more than one shard's lie in memory."""
-    waiting: dict[int, list[tuple[int, Chosen]]] = defaultdict(list)
-    starts = np.cumsum([0, *(shard.rows for shard in corpus.card.shards)])
+    """By shards, so that each one's pictures are read once and never more than one shard's lie in memory.
+
+    What waits for its shard takes 21 bytes an example: full size has millions of them.
+    """
+    features, rows, activations = array("i"), array("q"), array("f")
+    ranks, quantiles = array("i"), array("b")
     for feature, examples in chosen:
         for example in examples:
-            shard = int(np.searchsorted(starts, example.row, side="right")) - 1
-            waiting[shard].append((feature, example))
-    for done, (_, entries) in enumerate(sorted(waiting.items())):
-        pictures = corpus.pictures(np.array([example.row for _, example in entries]))
-        for (feature, example), picture in zip(entries, pictures, strict=True):
-            row = ExampleRow(picture.name, example.activation, picture.thumbnail, picture.caption, example.quantiles)
-            writer.example(feature, example.selection, example.rank, row)
-        report("writing examples", (done + 1) / len(waiting))
+            features.append(feature)
+            rows.append(example.row)
+            activations.append(example.activation)
+            ranks.append(example.rank)
+            quantiles.append(-1 if example.selection == "strongest" else QUANTILES.index(example.quantiles))
+    order = np.argsort(np.asarray(rows), kind="stable")
+    starts = np.cumsum([0, *(shard.rows for shard in corpus.card.shards)])
+    bounds = np.searchsorted(np.asarray(rows)[order], starts)
+    for shard in range(len(starts) - 1):
+        entries = order[bounds[shard] : bounds[shard + 1]]
+        shown, inverse = np.unique(np.asarray(rows)[entries], return_inverse=True)
+        pictures = corpus.pictures(shown)
+        for entry, picture in zip(entries.tolist(), inverse.tolist(), strict=True):
+            name, caption, thumbnail = pictures[picture]
+            drawn = quantiles[entry]
+            between = QUANTILES[drawn] if drawn >= 0 else (0.0, 0.0)
+            row = ExampleRow(name, activations[entry], thumbnail, caption, between)
+            writer.example(features[entry], "strongest" if drawn < 0 else "quantiles", ranks[entry], row)
+        report("writing examples", (shard + 1) / (len(starts) - 1))
 
 
 def _plainest(corpus: EmbeddingCorpus) -> Floats:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Ints, Floats = npt.NDArray[np.int64], npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 # Cosine of the embeddings, with the corpus' mean taken off, above which two pictures count as the same one.
 SAME = 0.98

@@ -15,7 +15,8 @@ from faceteer_sae.rows import Rows
 from faceteer_trainer.library.encoding import Active
 from faceteer_trainer.library.tallies import Pairs
 
-Ints, Floats = npt.NDArray[np.int64], npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 Relatives = list[tuple[int, float]]
 
 # Fewer pictures with both than this say nothing.
@@ -81,21 +82,46 @@ def coactivating_sampled(sampled: Active, count: Ints, pictures: int, most: int,
     return [(int(others[b]), float(lifts[b])) for b in best if lifts[b] > _LEAST_LIFT]
 
 
-def rivals(strong: Pairs, strong_count: Ints, pictures: int, rule: RivalRule) -> dict[int, Relatives]:
-    """For each common feature, those that hardly ever fire strongly together with it; the least lift first."""
+class Rivals(NamedTuple):
+    """Every feature's rivals in compressed rows: feature f's are entries offsets[f] to offsets[f + 1].
+
+    Attributes:
+        offsets: int64 [d_sae + 1].
+        indices: int32 [entries], rising within a feature.
+        lifts: float32 [entries], strong firings together over those that independence predicts.
+        strong_count: int64 [d_sae], pictures on which each feature fires strongly.
+    """
+
+    offsets: Ints
+    indices: npt.NDArray[np.int32]
+    lifts: Floats
+    strong_count: Ints
+
+    def best(self, feature: int, most: int) -> Relatives:
+        """The rivals that it meets least, among equals the commonest, with their lift."""
+        part = slice(self.offsets[feature], self.offsets[feature + 1])
+        others, lifts = self.indices[part], self.lifts[part]
+        order = np.lexsort((-self.strong_count[others], lifts))[:most]
+        return [(int(others[o]), float(lifts[o])) for o in order]
+
+
+def rivals(strong: Pairs, strong_count: Ints, pictures: int, rule: RivalRule) -> Rivals:
+    """For each common feature, those that hardly ever fire strongly together with it though chance would have it so."""
     counts = strong_count[strong.features]
     common = counts >= rule.least_share * pictures
-    found: dict[int, Relatives] = {}
+    sizes = np.zeros(len(strong_count), np.int64)
+    indices, lifts = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
     for place in np.flatnonzero(common):
         expected = counts[place].astype(np.float64) * counts / pictures
         together = strong.together[place]
         apart = common & (expected >= rule.least_expected) & (together < rule.most_ratio * expected)
         apart[place] = False
         others = np.flatnonzero(apart)
-        scores = together[others] / expected[others]
-        order = np.lexsort((-expected[others], scores))
-        found[int(strong.features[place])] = [(int(strong.features[others[o]]), float(scores[o])) for o in order]
-    return found
+        sizes[strong.features[place]] = len(others)
+        indices.append(strong.features[others].astype(np.int32))
+        lifts.append((together[others] / expected[others]).astype(np.float32))
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return Rivals(offsets, np.concatenate(indices), np.concatenate(lifts), strong_count)
 
 
 @torch.inference_mode()

@@ -18,10 +18,12 @@ from scipy import sparse
 
 from faceteer_trainer.library.encoding import Active
 
-Ints, Floats = npt.NDArray[np.int64], npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 # Neighbouring bins' edges differ by 2 %, so a quantile read off its bin's middle is wrong by at most 1 %.
 _RATIO = 1.02
 _BINS = 700  # a range of a million to one
+_SLAB = 1024  # features whose pairs are counted at a time
 
 
 class Spread:
@@ -57,7 +59,7 @@ class Spread:
             found[part] = self._lowest * _RATIO ** (position + 0.5)
         return np.where(self.count > 0, np.minimum(found, self.max), 0).astype(np.float32)
 
-    def rank(self, features: Ints, values: Floats) -> Floats:
+    def rank(self, features: npt.NDArray[np.integer], values: Floats) -> Floats:
         """The share, 0 to 1, of a feature's firing pictures on which it is weaker than this, to within a bin."""
         below = np.empty(len(values), np.float64)
         bins = self._bin(values)
@@ -108,8 +110,8 @@ class Table:
         every = _Entries.joined([self._kept, *self._waiting])
         order = np.lexsort((every.rows, -every.priority, every.features))
         features = every.features[order]
-        starts = np.flatnonzero(np.concatenate([[True], features[1:] != features[:-1]])) if len(features) else []
-        place = np.arange(len(features)) - np.repeat(starts, np.diff([*starts, len(features)]))
+        starts: Ints = np.flatnonzero(np.diff(features, prepend=-1))
+        place = np.arange(len(features)) - np.repeat(starts, np.diff(starts, append=len(features)))
         self._kept = every.take(order[place < self._most])
         # Whoever has a full table lets in only what beats its last entry; equal ones come later in the corpus.
         last = order[place == self._most - 1]
@@ -179,5 +181,8 @@ class Pairs:
         matrix = sparse.csr_matrix(
             (np.ones(len(rows), np.int32), (rows, places[good])), (len(active.indptr) - 1, len(self.features))
         )
-        product = (matrix.T @ matrix).tocoo()
-        self.together[product.row, product.col] += product.data
+        transposed = matrix.T.tocsr()
+        # By slabs: where much fires at once the product is nearly dense, and would take gigabytes as a whole.
+        for start in range(0, len(self.features), _SLAB):
+            product = (transposed[start : start + _SLAB] @ matrix).tocoo()
+            self.together[product.row + start, product.col] += product.data
