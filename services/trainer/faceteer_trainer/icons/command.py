@@ -25,8 +25,7 @@ from rich.console import Console
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.icons.drawing import Floats, IconSettings, address, draw_icons
 from faceteer_trainer.icons.templates import OTHER_TEMPLATE, scaled, template_of
-from faceteer_trainer.labels.command import score_icons, vocabulary_of
-from faceteer_trainer.labels.vocabulary import TextSpace, read_terms
+from faceteer_trainer.labels.command import score_icons, space_of
 from faceteer_trainer.library.steps import Steps
 from faceteer_trainer.locks import locked
 
@@ -101,8 +100,7 @@ def draw_library_icons(arguments: argparse.Namespace) -> tuple[int, int]:
                         editor.save()
                         saved = time.monotonic()
                 if encoder.has_text_tower:
-                    space = TextSpace(encoder, read_terms(vocabulary_of(editor)))
-                    score_icons(editor, encoder, preprocessor, space, progress)
+                    score_icons(editor, encoder, preprocessor, space_of(editor, encoder), progress)
         except ValueError as error:
             raise JobError(str(error)) from None
         except OSError as error:

@@ -26,6 +26,8 @@ from PIL import Image
 Floats = npt.NDArray[np.float32]
 # Of the template's norm. One picture stored twice as WebP moves by up to 0.04; a changed picture by 0.15 and more.
 _UNSEEN = 0.1
+# The score of a feature that changes nothing to be seen.
+NOTHING = 0.5
 
 
 def causal_score(embeds: Floats, label: int, texts: Floats) -> float:
@@ -39,7 +41,7 @@ def causal_score(embeds: Floats, label: int, texts: Floats) -> float:
     change = embeds[1:] - embeds[:1]
     weights = np.maximum(np.linalg.norm(change, axis=1) - _UNSEEN * np.linalg.norm(embeds[0]), 0)
     if not weights.any():
-        return 0.5
+        return NOTHING
     moved = change @ texts.T
     own = moved[:, label : label + 1]
     others = np.delete(moved, label, axis=1)

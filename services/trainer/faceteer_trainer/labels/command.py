@@ -30,12 +30,16 @@ from faceteer_trainer.icons.templates import OTHER_TEMPLATE, scaled, unlike
 from faceteer_trainer.labels.causal import causal_score, embed_pictures
 from faceteer_trainer.labels.contrast import Named, name_features, strong_pictures
 from faceteer_trainer.labels.detection import Detection, detect
+from faceteer_trainer.labels.quality import SAE_FIGURES, sae_figures
 from faceteer_trainer.labels.safety import read_classes, safety_class
 from faceteer_trainer.labels.sample import Sample, take_sample
 from faceteer_trainer.labels.vision_model import VisionModel
-from faceteer_trainer.labels.vocabulary import DEFAULT, TextSpace, read_terms
+from faceteer_trainer.labels.vocabulary import CAPTIONS, DEFAULT, TextSpace, caption_terms, read_terms
 from faceteer_trainer.library.steps import Steps
 from faceteer_trainer.locks import locked
+
+# The fact in a library's meta: what is taken off every text, packed as templates are.
+TEXT_MEAN = "text_mean"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class LabelSettings:
     """How features are named.
 
     Attributes:
-        vocabulary: a file of terms, or "general" or "postcards".
+        vocabulary: a file of terms, or "general" or "postcards"; "captions" for the words of the corpus' own captions.
         sample: pictures looked at.
         least_z: standard deviations by which a term must stand out to be a label.
         least_detection: AUC that a label must reach on the pictures it was made from; a worse one is none.
@@ -72,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True, help="embeddings, made by embed with the same encoder")
     parser.add_argument(
-        "--vocabulary", default=defaults.vocabulary, help="a file, one term a line; or general, postcards"
+        "--vocabulary", default=defaults.vocabulary, help="a file, one term a line; or general, postcards, captions"
     )
     parser.add_argument(
         "--sample", type=int, default=defaults.sample, help="pictures to look at, evenly over the corpus"
@@ -129,11 +133,13 @@ def label_library(
     except BundleError as error:
         raise JobError(str(error)) from None
     corpus = EmbeddingCorpus.open(corpus_directory, encoder_revision=bundle.part("encoder").revision)
-    space = TextSpace(encoder, read_terms(settings.vocabulary))
+    if settings.vocabulary != CAPTIONS:
+        read_terms(settings.vocabulary)
     with locked(bundle_directory / ".label-library"), Steps(Console(stderr=True)) as steps:
         steps("encoding a sample", 0.0)
         sample = take_sample(corpus, sae, settings.sample, device)
         steps("encoding a sample", 1.0)
+        space = TextSpace(encoder, _terms(settings.vocabulary, corpus, sample))
         try:
             with LibraryEditor(bundle_directory / "library" / "library.sqlite") as editor:
                 _name(editor, sample, space, corpus, settings, steps)
@@ -141,7 +147,9 @@ def label_library(
                 score_icons(editor, encoder, preprocessor, space, steps)
                 _gate(editor, settings)
                 _choose_other_template(editor, sae, corpus, sample)
-                editor.meta("labels", json.dumps({"vocabulary": settings.vocabulary, "sample": settings.sample}))
+                embeds = corpus.rows(sample.judging.rows)
+                editor.meta(SAE_FIGURES, json.dumps(sae_figures(sae, embeds, sample.judging.acts)))
+                editor.meta(TEXT_MEAN, pack_template(space.mean))
                 figures = _figures(editor)
         except ValueError as error:
             raise JobError(str(error)) from None
@@ -293,6 +301,15 @@ def _figures(editor: LibraryEditor) -> dict[str, float]:
     }
 
 
-def vocabulary_of(editor: LibraryEditor) -> str:
-    """The vocabulary whose mean texts are centred on; of the last labelling."""
-    return str(json.loads(editor.facts.get("labels", "{}")).get("vocabulary", DEFAULT))
+def space_of(editor: LibraryEditor, encoder: ClipEncoder) -> TextSpace:
+    """The space in which labels were found and judged; of the default vocabulary where no job has labelled."""
+    if TEXT_MEAN in editor.facts:
+        return TextSpace(encoder, (), unpack_template(editor.facts[TEXT_MEAN]))
+    return TextSpace(encoder, read_terms(DEFAULT))
+
+
+def _terms(vocabulary: str, corpus: EmbeddingCorpus, sample: Sample) -> tuple[str, ...]:
+    if vocabulary != CAPTIONS:
+        return read_terms(vocabulary)
+    # Words of the side that labels are made from: the other shall judge pictures that no label has seen.
+    return caption_terms([picture.caption for picture in corpus.pictures(sample.making.rows)])

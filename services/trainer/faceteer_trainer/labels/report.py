@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +11,8 @@ import numpy as np
 from faceteer_library.editor import Described, LibraryEditor
 
 from faceteer_trainer.labels.agreement import CAUSES, PREDICTS, agree
+from faceteer_trainer.labels.causal import NOTHING
+from faceteer_trainer.labels.quality import SAE_FIGURES
 
 
 class Quartiles(NamedTuple):
@@ -35,7 +39,12 @@ class LibraryReport:
         facts: the library's meta.
         features, alive, labelled, iconic: counts; iconic have an icon.
         detection, accuracy, causal: of labels.
-        predict, cause: shares of the measured labels that reach the line; both: of those with two scores, that agree.
+        sae: explained_variance, cosine, l0, pictures; empty where no labelling has measured them.
+        named_firings: share of all firings that are of features with a label.
+        texts: how many different labels there are; commonest: the one that most features share, and how many do.
+        still: icons that show no change up to the greatest strength.
+        predict, cause: shares of the measured labels that reach the line, and in the tuple's second place the same
+            weighted by how often their features fire; both: of those with two scores, that agree.
         best, worst, disagreeing: features to look at.
         missing: parts that have not been made, with the command that makes them.
     """
@@ -48,8 +57,13 @@ class LibraryReport:
     detection: Quartiles
     accuracy: Quartiles
     causal: Quartiles
-    predict: float
-    cause: float
+    sae: dict[str, float]
+    named_firings: float
+    texts: int
+    commonest: tuple[str, int]
+    still: int
+    predict: tuple[float, float]
+    cause: tuple[float, float]
     both: float
     best: list[Described]
     worst: list[Described]
@@ -72,6 +86,8 @@ def report_on(editor: LibraryEditor, shown: int = 12) -> LibraryReport:
     apart = [f for f, verdict in zip(labelled, verdicts, strict=True) if verdict is False]
     apart.sort(key=lambda f: -abs((f.detection_score or 0) - (f.causal_score or 0)))
     icons = editor.icon_keys()
+    firings = sum(feature.firing_share for feature in features)
+    texts = Counter(feature.label for feature in labelled).most_common()
     missing = []
     if not labelled:
         missing.append("labels (label-library)")
@@ -86,9 +102,14 @@ def report_on(editor: LibraryEditor, shown: int = 12) -> LibraryReport:
         Quartiles.of(detection),
         Quartiles.of(accuracy),
         Quartiles.of(causal),
-        _share([score >= PREDICTS for score in detection]),
-        _share([score >= CAUSES for score in causal]),
-        _share(measured),
+        json.loads(editor.facts.get(SAE_FIGURES, "{}")),
+        sum(feature.firing_share for feature in labelled) / firings if firings else float("nan"),
+        len(texts),
+        texts[0] if texts else ("", 0),
+        sum(score == NOTHING for score in causal),
+        _shares([(f.detection_score, f.firing_share) for f in labelled], PREDICTS),
+        _shares([(f.causal_score, f.firing_share) for f in labelled], CAUSES),
+        float(np.mean(measured)) if measured else float("nan"),
         by_detection[:shown],
         by_detection[::-1][:shown],
         apart[:shown],
@@ -96,5 +117,10 @@ def report_on(editor: LibraryEditor, shown: int = 12) -> LibraryReport:
     )
 
 
-def _share(hits: list[bool]) -> float:
-    return float(np.mean(hits)) if hits else float("nan")
+def _shares(scored: list[tuple[float | None, float]], line: float) -> tuple[float, float]:
+    """Of (score, weight): the share that reaches the line, plain and weighted; NaN where nothing was measured."""
+    known = [(score >= line, weight) for score, weight in scored if score is not None]
+    if not known:
+        return float("nan"), float("nan")
+    hits, weights = np.array(known, float).T
+    return float(hits.mean()), float(hits @ weights / max(weights.sum(), 1e-12))

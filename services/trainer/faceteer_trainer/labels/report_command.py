@@ -113,18 +113,47 @@ def _sentences(report: LibraryReport) -> list[str]:
         f"{report.features:,} features over {pictures:,} pictures: {report.alive:,} ({living:.1%}) fire, "
         f"{report.labelled:,} have a label, {report.iconic:,} an icon."
     ]
-    if not math.isnan(report.predict):
+    if report.sae:
         sentences.append(
-            f"{report.predict:.1%} of the measured labels predict where their feature fires (AUC of {PREDICTS} or more "
-            "on pictures they were not made from; 0.5 is chance)."
+            f"The SAE explains {report.sae['explained_variance']:.1%} of the variance with {report.sae['l0']:.1f} "
+            f"features a picture (cosine {report.sae['cosine']:.4f}, on {report.sae['pictures']:,.0f} pictures)."
         )
-    if not math.isnan(report.cause):
+    plain, weighted = report.predict
+    if not math.isnan(plain):
         sentences.append(
-            f"{report.cause:.1%} say what their feature causes: turned up, it moves the picture towards its label more "
-            f"than towards {CAUSES:.0%} of all other labels (50 % is chance). In {report.both:.1%} the two agree."
+            f"{plain:.1%} of the measured labels predict where their feature fires (AUC of {PREDICTS} or more on "
+            f"pictures they were not made from; 0.5 is chance); weighted by how often features fire, {weighted:.1%}."
         )
+    plain, weighted = report.cause
+    if not math.isnan(plain):
+        sentences.append(
+            f"{plain:.1%} (weighted, {weighted:.1%}) say what their feature causes: turned up, it moves the picture "
+            f"towards its label more than towards {CAUSES:.0%} of all other labels (a label drawn at random would in "
+            f"{1 - CAUSES:.0%}). "
+            f"In {report.both:.1%} the two agree."
+        )
+    sentences += _weaknesses(report)
     sentences += [f"Not made yet: {part}." for part in report.missing]
     return sentences
+
+
+def _weaknesses(report: LibraryReport) -> list[str]:
+    """What a reader should not expect of this library."""
+    found = []
+    unnamed, unmeasured = report.alive - report.labelled, report.labelled - report.detection.count
+    if report.labelled and unnamed > 0:
+        found.append(
+            f"{unnamed:,} live features have no label, because nothing in the vocabulary told where they fire; those "
+            f"with one make up {report.named_firings:.1%} of all firings."
+        )
+    if report.texts < report.labelled:
+        text, count = report.commonest
+        found.append(f"There are {report.texts:,} different labels; the commonest, “{text}”, names {count:,} features.")
+    if unmeasured > 0:
+        found.append(f"{unmeasured:,} labels could not be measured: their features fire on too few pictures.")
+    if report.still:
+        found.append(f"{report.still:,} icons show no change up to the greatest strength; they score 0.5.")
+    return found
 
 
 def _rows(report: LibraryReport, between: str) -> list[tuple[str, str]]:

@@ -1,0 +1,38 @@
+"""How much of a corpus' embeddings an SAE keeps: the figures that a library's report opens with.
+
+Looks at a sample of pictures; `evaluate-sae` measures the same and more on whole corpora. Knows nothing of labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from faceteer_sae.model import SparseAutoencoder
+from scipy import sparse
+
+Floats = npt.NDArray[np.float32]
+# The fact in a library's meta that holds the figures, as JSON.
+SAE_FIGURES = "report.sae"
+# Enough for three digits, and few enough that the features on them fit into memory at any width.
+_MOST = 1024
+
+
+def sae_figures(sae: SparseAutoencoder, embeds: Floats, acts: sparse.spmatrix) -> dict[str, float]:
+    """Of up to 1,024 pictures: explained_variance ``1 - |x - x_hat|^2 / |x - mean|^2``, cosine of x and x_hat, and l0.
+
+    Args:
+        sae: that gave the activations.
+        embeds: float32 [m, d], raw.
+        acts: RAW activations [m, d_sae].
+    """
+    rows = np.unique(np.linspace(0, len(embeds) - 1, min(_MOST, len(embeds))).astype(np.int64))
+    x, f = embeds[rows], sparse.csr_matrix(acts)[rows]
+    on = np.unique(f.indices)
+    x_hat = sae.b_dec + f[:, on] @ sae.directions(on)
+    cosine = (x * x_hat).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(x_hat, axis=1), 1e-12)
+    return {
+        "explained_variance": float(1 - np.square(x - x_hat).sum() / max(np.square(x - x.mean(0)).sum(), 1e-12)),
+        "cosine": float(cosine.mean()),
+        "l0": float((f > 0).sum() / len(rows)),
+        "pictures": len(rows),
+    }

@@ -1,0 +1,130 @@
+"""Names and scores of labels against a reckoning by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from faceteer_trainer.icons.templates import template_of, unlike
+from faceteer_trainer.labels.agreement import agree
+from faceteer_trainer.labels.causal import causal_score
+from faceteer_trainer.labels.contrast import name_features
+from faceteer_trainer.labels.detection import best_threshold, detect
+from faceteer_trainer.labels.quality import sae_figures
+from faceteer_trainer.labels.sample import Side
+from scipy import sparse
+
+
+def test_the_causal_score_is_what_is_done_by_hand() -> None:
+    texts = np.eye(3, dtype=np.float32)
+    # From the template (norm 5) to three strengths: by 4 towards label 0 and 3 towards 1, by 2 towards 2 alone, and by
+    # 0.4, which is less than a tenth of the norm and does not count. The weights are 5 - 0.5 and 2 - 0.5.
+    embeds = np.array([[3, 4, 0], [7, 7, 0], [3, 4, 2], [3, 3.6, 0]], np.float32)
+    assert causal_score(embeds, 0, texts) == pytest.approx((4.5 * 1 + 1.5 * 0.25) / 6)  # beats both; ties with 1 only
+    assert causal_score(embeds, 1, texts) == pytest.approx((4.5 * 0.5 + 1.5 * 0.25) / 6)
+    assert causal_score(embeds, 2, texts) == pytest.approx((4.5 * 0 + 1.5 * 1) / 6)
+
+
+def test_a_feature_that_changes_nothing_to_be_seen_causes_nothing() -> None:
+    embeds = np.array([[3, 4, 0], [3.3, 4, 0], [3.4, 4, 0.1]], np.float32)
+    assert causal_score(embeds, 0, np.eye(3, dtype=np.float32)) == 0.5
+
+
+def test_a_feature_that_is_on_in_the_template_starts_from_the_picture_least_like_it() -> None:
+    # Features 0 and 1 are on in the first template; 2 is hardly on, and 3 is dead.
+    p99 = np.array([1, 2, 1, 0], np.float32)
+    first = np.array([1, 0.5, 0.1, 0], np.float32)
+    acts = np.zeros((4, 4))
+    acts[0] = [0.9, 0, 0, 0]
+    acts[1] = [0, 0, 3, 0]  # shares nothing that counts, but is far from the mean
+    acts[2] = [0, 0, 3, 0]
+    acts[3] = [0, 2, 0, 0]
+    embeds = np.array([[0, 0], [5, 5], [1, 0], [0, 0]], np.float32)
+    chosen = unlike(first, sparse.csc_matrix(acts), p99, embeds, np.zeros(2, np.float32))
+    assert chosen == 2
+    templates, scaled = [embeds[3], embeds[2]], [first, np.array([0.9, 0, 3, 0], np.float32)]
+    assert template_of(0, templates, scaled) is templates[1]
+    assert template_of(1, templates, scaled) is templates[1]
+    assert template_of(2, templates, scaled) is templates[0]
+    assert template_of(0, templates, [first, first + 1]) is templates[0]
+    assert template_of(0, templates[:1], scaled[:1]) is templates[0]
+
+
+def test_the_threshold_is_the_one_that_tells_most() -> None:
+    scores = np.array([0.9, 0.8, 0.4, 0.3, 0.1])
+    fires = np.array([True, True, False, True, False])
+    assert best_threshold(scores, fires) == pytest.approx(0.6)
+
+
+def side(embeds: np.ndarray, acts: np.ndarray) -> Side:
+    return Side(np.arange(len(embeds)), embeds.astype(np.float32), sparse.csc_matrix(acts.astype(np.float32)))
+
+
+def test_detection_is_one_for_a_label_that_tells_and_a_half_for_one_that_does_not() -> None:
+    rng = np.random.default_rng(0)
+    fires = rng.random(600) < 0.2
+    embeds = rng.standard_normal((600, 4))
+    embeds[:, 0] = np.where(fires, 3.0, -1.0)
+    pictures = side(embeds, np.where(fires, 1.0 + rng.random(600), 0.0)[:, None])
+    told = detect(pictures, pictures, 0, np.array([1, 0, 0, 0], np.float32))
+    assert told == (1.0, 1.0)
+    blind = detect(pictures, pictures, 0, np.array([0, 1, 0, 0], np.float32))
+    assert blind is not None
+    assert abs(blind.auc - 0.5) < 0.1
+    few = side(embeds[:6], np.ones((6, 1)))
+    assert detect(few, few, 0, np.ones(4, np.float32)) is None
+
+
+def test_scores_agree_when_both_say_the_same() -> None:
+    assert [agree(0.9, 0.8), agree(0.5, 0.5), agree(0.9, 0.5), agree(0.5, 0.9)] == [True, True, False, False]
+    assert agree(None, 0.9) is None
+
+
+class Space:
+    """Three words at right angles."""
+
+    terms = ("cat", "red car", "red boat", "snow")
+    directions = np.eye(4, dtype=np.float32)
+
+
+def test_a_feature_is_named_by_what_stands_out_on_its_pictures() -> None:
+    rng = np.random.default_rng(1)
+    embeds = 0.3 * rng.standard_normal((500, 4))
+    acts = np.zeros((500, 4))
+    acts[:50, 0] = 1 + rng.random(50)
+    embeds[:50, 3] += 2
+    acts[100:150, 1] = 1 + rng.random(50)
+    embeds[100:150, 1] += 2
+    embeds[100:150, 2] += 1.8
+    # All of them are in snow, the weak ones too; the strong ones happen to show a cat.
+    acts[150:250, 3] = np.repeat([0.2, 1], [75, 25])
+    embeds[150:250, 3] += 1.5
+    embeds[225:250, 0] += 2
+    acts[200:, 2] = rng.random(300)
+    found = name_features(side(embeds, acts), Space(), np.arange(4), 1.0, 0.65)  # type: ignore[arg-type]
+    assert found[0].label == "snow"
+    # "red boat" would be as good, but says "red" again.
+    assert (found[1].label, found[1].terms) == ("red car", ())
+    z = (embeds[100:150, 1].mean() - embeds[:, 1].mean()) / embeds[:, 1].std()
+    assert (found[1].z, found[1].auc) == (pytest.approx(z, rel=1e-5), 1.0)
+    assert 2 not in found
+    assert (found[3].label, found[3].terms) == ("snow", ())
+
+
+def test_the_figures_of_an_sae_are_what_is_done_by_hand() -> None:
+    class Sae:
+        b_dec = np.array([1, 0], np.float32)
+
+        @staticmethod
+        def directions(indices: np.ndarray) -> np.ndarray:
+            return np.array([[1, 0], [9, 9], [0, 2]], np.float32)[indices]
+
+    x = np.array([[2, 2], [4, 0], [1, 4]], np.float32)
+    acts = sparse.csc_matrix(np.array([[1, 0, 1], [2, 0, 0], [0, 0, 2]], np.float32))
+    # x_hat: (2, 2), (3, 0), (1, 4): one value is off by 1. The variance about the mean (7/3, 2) is 14/3 + 8.
+    figures = sae_figures(Sae(), x, acts)  # type: ignore[arg-type]
+    assert figures == {
+        "explained_variance": pytest.approx(1 - 1 / (14 / 3 + 8)),
+        "cosine": pytest.approx(1),
+        "l0": pytest.approx(4 / 3),
+        "pictures": 3,
+    }
