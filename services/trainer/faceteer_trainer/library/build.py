@@ -236,7 +236,7 @@ def write_library(
         for relation, relatives in (
             ("rivals", {f: measured.rivals.best(f, settings.relatives) for f in alive.tolist()}),
             ("coactivating", find_coactivating(store, measured, settings, report)),
-            ("nearest", nearest(sae.decoder_rows, settings.relatives, alive, device)),
+            ("nearest", nearest(sae.decoder_rows, settings.relatives, alive, device, report)),
         ):
             for feature, others in relatives.items():
                 writer.relatives(feature, relation, others)

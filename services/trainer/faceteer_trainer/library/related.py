@@ -5,6 +5,7 @@ Knows nothing of files. Every function answers lists of (feature, score), best f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +126,9 @@ def rivals(strong: Pairs, strong_count: Ints, pictures: int, rule: RivalRule) ->
 
 
 @torch.inference_mode()
-def nearest(rows: Rows, most: int, wanted: Ints, device: str = "cpu") -> dict[int, Relatives]:
+def nearest(
+    rows: Rows, most: int, wanted: Ints, device: str = "cpu", report: Callable[[str, float], None] | None = None
+) -> dict[int, Relatives]:
     """The features with the closest decoder directions, by cosine, of each wanted one; among the wanted ones.
 
     Screened in bfloat16, the best few computed again in float32.
@@ -137,6 +140,8 @@ def nearest(rows: Rows, most: int, wanted: Ints, device: str = "cpu") -> dict[in
     found: dict[int, Relatives] = {}
     for start in range(0, len(wanted), 512):
         part = slice(start, min(start + 512, len(wanted)))
+        if report is not None:
+            report("nearest directions", part.stop / len(wanted))
         columns = (screened[part] @ screened.T).topk(keep, dim=1).indices.cpu()
         exact = torch.einsum("bkd,bd->bk", directions[columns], directions[part])
         for row, (places, scores) in enumerate(zip(columns.numpy(), exact.numpy(), strict=True)):
