@@ -39,6 +39,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Report = Callable[[str, float], None]
 _ROWS = 8192
+_FEATURES = 256
 # Of a large dictionary no SAE that is of use fires a twentieth at once; wrong preprocessing does. Small ones may.
 _MOST_ACTIVE, _NEVER_TOO_MANY = 0.05, 512
 # Pictures drawn for each feature, for examples from quantiles and for what fires together with a rare feature.
@@ -173,21 +174,24 @@ def choose_examples(
 ) -> Iterator[tuple[int, list[Chosen]]]:
     """Every live feature's examples."""
     mean = corpus.rows(np.linspace(0, len(corpus) - 1, min(len(corpus), 4096)).astype(np.int64)).mean(0)
-
-    def centred(rows: Ints) -> Floats:
-        return np.asarray(corpus.rows(rows) - mean, np.float32)
-
     best, sample = measured.best.entries(), measured.sample.entries()
     alive = np.flatnonzero(measured.spread.count)
-    for done, feature in enumerate(alive.tolist()):
-        top, drawn = best.of(feature), sample.of(feature)
-        chosen = strongest(top.rows, top.values, centred, settings.examples)
-        ranks = measured.spread.rank(drawn.features, drawn.values)
-        taken = {example.row for example in chosen}
-        chosen += from_quantiles(drawn.rows, drawn.values, ranks, settings.per_quantile, taken)
-        yield feature, chosen
-        if done % 256 == 0:
-            report("choosing examples", done / len(alive))
+    for start in range(0, len(alive), _FEATURES):
+        block = alive[start : start + _FEATURES].tolist()
+        tops = [best.of(feature) for feature in block]
+        # One look at the corpus for many features: each one by itself would visit every shard.
+        rows, places = np.unique(np.concatenate([top.rows for top in tops]), return_inverse=True)
+        vectors = corpus.rows(rows) - mean
+        ends = np.cumsum([len(top.rows) for top in tops])
+        for feature, top, end in zip(block, tops, ends.tolist(), strict=True):
+            own = places[end - len(top.rows) : end]
+            chosen = strongest(top.rows, top.values, lambda _, own=own: vectors[own], settings.examples)
+            drawn = sample.of(feature)
+            ranks = measured.spread.rank(drawn.features, drawn.values)
+            taken = {example.row for example in chosen}
+            chosen += from_quantiles(drawn.rows, drawn.values, ranks, settings.per_quantile, taken)
+            yield feature, chosen
+        report("choosing examples", (start + len(block)) / len(alive))
 
 
 def write_library(
