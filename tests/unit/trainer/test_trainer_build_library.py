@@ -165,7 +165,7 @@ def test_nearest_directions_are_those_of_a_plain_reckoning() -> None:
 def test_near_identical_pictures_are_shown_once() -> None:
     vectors = np.eye(5, dtype=np.float32)
     vectors[2] = vectors[0] + 0.01
-    chosen = strongest(np.arange(5), np.linspace(5, 1, 5).astype(np.float32), lambda rows: vectors[rows].copy(), 3)
+    chosen = strongest(np.arange(5), np.linspace(5, 1, 5).astype(np.float32), vectors, 3)
     assert [example.row for example in chosen] == [0, 1, 3]
     assert [example.rank for example in chosen] == [0, 1, 2]
 

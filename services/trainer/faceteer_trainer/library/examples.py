@@ -5,7 +5,6 @@ Knows nothing of files or of how pictures look; embeddings tell which are nearly
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,15 +28,14 @@ class Chosen(NamedTuple):
     quantiles: tuple[float, float] = (0.0, 0.0)
 
 
-def strongest(rows: Ints, values: Floats, embeds: Callable[[Ints], Floats], most: int) -> list[Chosen]:
+def strongest(rows: Ints, values: Floats, embeds: Floats, most: int) -> list[Chosen]:
     """The first `most` of the candidates, strongest first, leaving out what looks like one that is in already.
 
-    ``embeds`` gives pictures' embeddings, centred, float32 [m, d].
+    ``embeds``: of the candidates' pictures, centred, float32 [m, d].
     """
     kept: list[int] = []
     if len(rows) > 1:
-        vectors = embeds(rows)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = embeds / np.maximum(np.linalg.norm(embeds, axis=1, keepdims=True), 1e-12)
         same = vectors @ vectors.T > SAME
         for place in range(len(rows)):
             if not same[place, kept].any():
