@@ -36,6 +36,9 @@ POSTCARDS = Path(__file__).parents[3] / "deploy" / "bundles" / "postcards"
 def test_vocabularies_come_along_and_may_be_brought(tmp_path: Path) -> None:
     assert len(read_terms("general")) > 1000
     assert "night" in read_terms("postcards")
+    both = read_terms("general, composed")
+    assert len(both) == len(set(both)) > 1900
+    assert {"snow", "red dress"} <= set(both)
     (tmp_path / "mine.txt").write_text("# mine\nsnow\n\nsnow\n  two cats # more than one\n")
     assert read_terms(str(tmp_path / "mine.txt")) == ("snow", "two cats")
     for fault, words in (("", "holds no terms"), ("x" * 121, "longer than the 120 characters")):
@@ -297,6 +300,7 @@ def test_what_cannot_be_labelled_is_refused_in_a_sentence(
     for arguments, words in (
         (["--endpoint", "http://127.0.0.1:9"], "--endpoint needs --model"),
         (["--vocabulary", str(tmp_path / "none")], "not a text file"),
+        (["--vocabulary", "captions"], "the corpus holds no captions that share words"),
         (["--endpoint", "http://127.0.0.1:9", "--model", "m", "--api-key-env", "NOT_SET_AT_ALL"], "is not set"),
     ):
         with pytest.raises(SystemExit):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,8 @@ class LabelSettings:
     """How features are named.
 
     Attributes:
-        vocabulary: a file of terms, or "general" or "postcards"; "captions" for the words of the corpus' own captions.
+        vocabulary: files of terms, or "general", "composed" or "postcards"; "captions" for the words of the corpus' own
+            captions; several with commas between them.
         sample: pictures looked at.
         least_z: standard deviations by which a term must stand out to be a label.
         least_detection: AUC that a label must reach on the pictures it was made from; a worse one is none.
@@ -76,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True, help="embeddings, made by embed with the same encoder")
     parser.add_argument(
-        "--vocabulary", default=defaults.vocabulary, help="a file, one term a line; or general, postcards, captions"
+        "--vocabulary",
+        default=defaults.vocabulary,
+        help="files with one term a line, or general, composed, postcards, captions; several with commas between them",
     )
     parser.add_argument(
         "--sample", type=int, default=defaults.sample, help="pictures to look at, evenly over the corpus"
@@ -133,13 +136,14 @@ def label_library(
     except BundleError as error:
         raise JobError(str(error)) from None
     corpus = EmbeddingCorpus.open(corpus_directory, encoder_revision=bundle.part("encoder").revision)
-    if settings.vocabulary != CAPTIONS:
-        read_terms(settings.vocabulary)
+    _terms(settings.vocabulary)  # before the work begins
     with locked(bundle_directory / ".label-library"), Steps(Console(stderr=True)) as steps:
         steps("encoding a sample", 0.0)
         sample = take_sample(corpus, sae, settings.sample, device)
         steps("encoding a sample", 1.0)
-        space = TextSpace(encoder, _terms(settings.vocabulary, corpus, sample))
+        # Words of the side that labels are made from: the other shall judge pictures that no label has seen.
+        captions = _captions(corpus, sample.making.rows) if CAPTIONS in settings.vocabulary else None
+        space = TextSpace(encoder, _terms(settings.vocabulary, captions))
         try:
             with LibraryEditor(bundle_directory / "library" / "library.sqlite") as editor:
                 _name(editor, sample, space, corpus, settings, steps)
@@ -308,8 +312,16 @@ def space_of(editor: LibraryEditor, encoder: ClipEncoder) -> TextSpace:
     return TextSpace(encoder, read_terms(DEFAULT))
 
 
-def _terms(vocabulary: str, corpus: EmbeddingCorpus, sample: Sample) -> tuple[str, ...]:
-    if vocabulary != CAPTIONS:
-        return read_terms(vocabulary)
-    # Words of the side that labels are made from: the other shall judge pictures that no label has seen.
-    return caption_terms([picture.caption for picture in corpus.pictures(sample.making.rows)])
+def _captions(corpus: EmbeddingCorpus, rows: np.ndarray) -> list[str]:
+    """Captions of pictures, a thousand at a time: their thumbnails come with them."""
+    parts = (corpus.pictures(rows[start : start + 1024]) for start in range(0, len(rows), 1024))
+    return [picture.caption for part in parts for picture in part]
+
+
+def _terms(vocabulary: str, captions: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The terms of all parts of a vocabulary; without captions, those of its files."""
+    parts = [part.strip() for part in vocabulary.split(",")]
+    terms = read_terms(files) if (files := ",".join(part for part in parts if part != CAPTIONS)) else ()
+    if CAPTIONS in parts and captions is not None:
+        terms += caption_terms(captions)
+    return tuple(dict.fromkeys(terms))

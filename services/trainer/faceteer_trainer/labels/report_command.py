@@ -128,8 +128,8 @@ def _sentences(report: LibraryReport) -> list[str]:
     if not math.isnan(plain):
         sentences.append(
             f"{plain:.1%} (weighted, {weighted:.1%}) say what their feature causes: turned up, it moves the picture "
-            f"towards its label more than towards {CAUSES:.0%} of all other labels (a label drawn at random would in "
-            f"{1 - CAUSES:.0%}). "
+            f"towards its label more than towards {CAUSES:.0%} of all other labels (of labels drawn at random, at most "
+            f"{1 - CAUSES:.0%} would). "
             f"In {report.both:.1%} the two agree."
         )
     sentences += _weaknesses(report)

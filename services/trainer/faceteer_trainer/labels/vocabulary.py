@@ -70,11 +70,18 @@ class TextSpace:
 
 
 def read_terms(source: str) -> tuple[str, ...]:
-    """The terms of a file, or of one of those that come along ("general", "postcards"): one a line, # begins a comment.
+    """The terms of a file: one a line, # begins a comment; or of one of those that come along.
+
+    Args:
+        source: a path, "general", "composed" or "postcards"; several with commas between them.
 
     Raises:
         JobError: no such file, or nothing in it.
     """
+    return tuple(dict.fromkeys(term for part in source.split(",") for term in _read(part.strip())))
+
+
+def _read(source: str) -> tuple[str, ...]:
     shipped = files(__package__).joinpath("vocabularies", f"{source}.txt")
     path = shipped if shipped.is_file() else Path(source)
     try:
