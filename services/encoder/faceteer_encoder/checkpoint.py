@@ -5,6 +5,8 @@ Knows nothing of what the tensors are for.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +14,17 @@ import torch
 from faceteer_runtime.bundle import BundleError
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
+
+def numbers_in(path: Path) -> int:
+    """How many numbers a safetensors file holds, by its header; 0 where there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        # Loading will say what is wrong.
+        return 0
 
 
 def load_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

@@ -14,14 +14,17 @@ import numpy as np
 import open_clip
 import torch
 from faceteer_runtime.bundle import BundleError
+from faceteer_runtime.memory import require_memory
 from open_clip.model import _build_vision_tower
 from torch import nn
 
 from faceteer_encoder import transformers_layout
-from faceteer_encoder.checkpoint import fill, load_tensors
+from faceteer_encoder.checkpoint import fill, load_tensors, numbers_in
 from faceteer_encoder.onnx_engine import OnnxVisual
 from faceteer_encoder.preprocess import Preprocessor
 
+# Room beside the weights, measured at full size in bfloat16: 3.7 GB of weights, 4.5 GB at the largest moment.
+_HEADROOM = 1.25
 CONFIG, WEIGHTS, MERGES = "open_clip_config.json", "open_clip_model.safetensors", "bpe_simple_vocab.txt.gz"
 
 
@@ -105,7 +108,7 @@ def load_encoder(
     number_type: torch.dtype = getattr(torch, dtype)
     path = directory / CONFIG
     try:
-        if (directory / transformers_layout.IMAGE).is_dir():
+        if _is_transformers(directory):
             path = directory / transformers_layout.IMAGE / transformers_layout.CONFIG
             model_cfg = transformers_layout.model_cfg(directory)
             preprocess_cfg = transformers_layout.preprocess_cfg(directory)
@@ -137,10 +140,14 @@ def load_encoder(
 
 def _load_weights(model_cfg: dict[str, Any], directory: Path, dtype: torch.dtype) -> nn.Module:
     """The towers with their weights; strict: a missing, unknown, misshapen or NaN tensor is an error."""
+    parts = (transformers_layout.IMAGE, transformers_layout.TEXT) if _is_transformers(directory) else (".",)
+    files = [file for part in parts for file in (directory / part).glob("*.safetensors")]
+    needed = sum(numbers_in(file) for file in files) * dtype.itemsize
+    require_memory(str(directory), int(needed * _HEADROOM), "use a smaller FACETEER_ENCODER_DTYPE")
     # On the meta device first: random initialisation of a large model takes longer than reading it, and as much memory.
     with torch.device("meta"):
         model = _build(model_cfg)
-    if (directory / transformers_layout.IMAGE).is_dir():
+    if _is_transformers(directory):
         path = directory / transformers_layout.IMAGE / transformers_layout.WEIGHTS
         config, name_in_file = transformers_layout.CONFIG, transformers_layout.name_in_file
         text = None
@@ -162,6 +169,10 @@ def _load_weights(model_cfg: dict[str, Any], directory: Path, dtype: torch.dtype
         model = _build(model_cfg)
         model.load_state_dict(weights, strict=True)
     return model
+
+
+def _is_transformers(directory: Path) -> bool:
+    return (directory / transformers_layout.IMAGE).is_dir()
 
 
 def _target(device: str) -> torch.device:

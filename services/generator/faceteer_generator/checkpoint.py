@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from faceteer_runtime.bundle import BundleError
+from faceteer_runtime.memory import available_memory, gibibytes
 from safetensors import safe_open
 
 STEM = "diffusion_pytorch_model"
@@ -171,8 +172,8 @@ def ensure_room(what: str, needed: int, device: torch.device, *, available: int 
     if wanted > spare:
         where = "this machine has" if device.type == "cpu" else f"{device} has"
         raise BundleError(
-            f"{what}: needs {_gib(wanted)} of memory ({_gib(needed)} of weights and room to work), but {where}"
-            f" {_gib(spare)} to spare; use a smaller FACETEER_GENERATOR_DTYPE"
+            f"{what}: needs {gibibytes(wanted)} of memory ({gibibytes(needed)} of weights and room to work), but "
+            f"{where} {gibibytes(spare)} to spare; use a smaller FACETEER_GENERATOR_DTYPE"
             + ("" if device.type == "cpu" else ", or FACETEER_GENERATOR_OFFLOAD=model or sequential")
             + ", or free memory"
         )
@@ -182,34 +183,7 @@ def available_bytes(device: torch.device) -> int:
     """Bytes that can be had on the device now: the GPU's own figure, or the kernel's and the control group's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    figures = [_meminfo_available(), _cgroup_available()]
-    known = [figure for figure in figures if figure is not None]
-    return min(known) if known else 1 << 62
-
-
-def _meminfo_available() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except (OSError, ValueError):
-        pass
-    return None
-
-
-def _cgroup_available() -> int | None:
-    # Version 2; the kernel gives cached file pages back before it kills, so they do not count as used.
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(statistics.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return None
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return available_memory()
 
 
 def _files(directory: Path, stem: str) -> list[Path]:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from faceteer_runtime.bundle import BundleError
+from faceteer_runtime.memory import require_memory
 
 from faceteer_sae.rows import BLOCK as _ROWS
 from faceteer_sae.rows import Rows
 from faceteer_sae.screening import Screen, float_screen, int8_screen
-from faceteer_sae.weights import SaeConfig, decoder_rows, encoder_rows, load_config, load_weights, screen_rows
+from faceteer_sae.weights import WEIGHTS, SaeConfig, decoder_rows, encoder_rows, load_config, load_weights, screen_rows
 
 
 class FeatureActivations(NamedTuple):
@@ -94,6 +95,7 @@ class SparseAutoencoder:
                 f"device {device!r} was asked for, but this machine has no CUDA GPU; set FACETEER_DEVICE=cpu"
             )
         config = load_config(directory)
+        require_memory(str(directory), _memory_needed(directory, config, screening), "use weights in float16 or int8")
         return cls(config, load_weights(directory, config), device, screening)
 
     def encode(self, x: np.ndarray) -> list[FeatureActivations]:
@@ -198,3 +200,11 @@ class SparseAutoencoder:
             np.vecdot(self._W_enc.take(indices[part]), x_in, out=pre_acts[part])
         pre_acts += self.b_enc[indices]
         return pre_acts
+
+
+def _memory_needed(directory: Path, config: SaeConfig, screening: str) -> int:
+    """Bytes at the largest moment: the file's pages, what is turned round in memory, an int8 copy if one is made."""
+    path = directory / WEIGHTS
+    size = path.stat().st_size if path.exists() else 0
+    turned = size // 2 if config.layout == "saelens" else 0
+    return size + turned + (config.d_sae * config.d_in if screening == "int8" else 0)

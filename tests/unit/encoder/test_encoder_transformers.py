@@ -16,6 +16,7 @@ import torch
 from faceteer_encoder import transformers_layout
 from faceteer_encoder.model import load_encoder
 from faceteer_encoder.preprocess import Preprocessor
+from faceteer_runtime import memory
 from faceteer_runtime.bundle import BundleError
 from PIL import Image
 from published_layout import PROCESSOR, write_image_encoder, write_text_encoder
@@ -191,6 +192,14 @@ def test_a_faulty_checkpoint_is_refused_in_the_files_own_words(
     fault(tmp_path)
     with pytest.raises(BundleError, match=words):
         load_encoder(tmp_path)
+
+
+def test_too_little_memory_is_said_before_anything_is_read(
+    published: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1_000_000)
+    with pytest.raises(BundleError, match=r"needs 0\.0 GiB of memory, .* use a smaller FACETEER_ENCODER_DTYPE"):
+        load_encoder(published[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faceteer_runtime import memory
 from faceteer_runtime.bundle import BundleError
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.rows import Rows, quantised
@@ -140,6 +141,14 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     write_rows(tmp_path, card(pair), pair.weights, "float16")
     with pytest.raises(BundleError, match="'cuda' was asked for, but this machine has no CUDA GPU"):
         SparseAutoencoder.load(tmp_path, "cuda")
+
+
+def test_too_little_memory_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = random_sae("standard")
+    write_rows(tmp_path, card(pair), pair.weights, "float32")
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
+    with pytest.raises(BundleError, match=r"of memory, but this machine has .* use weights in float16 or int8"):
+        SparseAutoencoder.load(tmp_path)
 
 
 RESIDENT = """
