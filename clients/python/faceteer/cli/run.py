@@ -5,8 +5,12 @@ Knows nothing of what the commands do.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import typer
 from typer.exceptions import TyperException
@@ -21,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         # Not command.main(), which has words and statuses of its own for an interrupt and a closed pipe.
-        with command.make_context("faceteer", list(arguments)) as context:
+        with _insisting_on_interrupts(), command.make_context("faceteer", list(arguments)) as context:
             command.invoke(context)
     except typer.Exit as done:
         return done.exit_code
@@ -42,6 +46,33 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # a defect of ours must not look like the user's, nor fill their terminal
         return _failed(f"unexpected {type(error).__name__}: {error}; please report it", cli.FAILED)
     return cli.OK
+
+
+@contextlib.contextmanager
+def _insisting_on_interrupts() -> Iterator[None]:
+    """Sends an interrupt again after two seconds, as a person would, until it has ended the command.
+
+    Python raises KeyboardInterrupt wherever it happens to be, and loses it where that is a finaliser or a callback of
+    gRPC's: the picture would go on being drawn.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timers: list[threading.Timer] = []
+
+    def interrupted(_signal: int, _frame: object) -> None:
+        timers.append(threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def _sentence(error: faceteer.FaceteerError) -> str:
