@@ -161,12 +161,10 @@ def find_coactivating(
         wanted, inverse = np.unique(entries.rows[inside], return_inverse=True)
         fired = store.rows(wanted)
         features = entries.features[inside]
-        bounds = np.searchsorted(features, np.append(block, block[-1] + 1))
-        for place, feature in enumerate(block):
-            rows = inverse[bounds[place] : np.searchsorted(features, feature, side="right")]
-            found[int(feature)] = coactivating_sampled(
-                _rows_of(fired, rows), count, pictures, settings.relatives, np.array([feature])
-            )
+        starts, stops = np.searchsorted(features, block), np.searchsorted(features, block, side="right")
+        for place, feature in enumerate(block.tolist()):
+            sampled = _rows_of(fired, inverse[starts[place] : stops[place]])
+            found[feature] = coactivating_sampled(sampled, count, pictures, settings.relatives, feature)
         report("features that fire together", (start + len(block)) / len(rare))
     return found
 

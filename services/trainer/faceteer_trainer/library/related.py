@@ -62,7 +62,7 @@ def coactivating_common(pairs: Pairs, count: Ints, pictures: int, most: int) -> 
     return found
 
 
-def coactivating_sampled(sampled: Active, count: Ints, pictures: int, most: int, samples: Ints) -> Relatives:
+def coactivating_sampled(sampled: Active, count: Ints, pictures: int, most: int, feature: int) -> Relatives:
     """The features with the greatest lift beside one feature, from a uniform sample of the pictures on which it fires.
 
     Args:
@@ -70,11 +70,11 @@ def coactivating_sampled(sampled: Active, count: Ints, pictures: int, most: int,
         count: pictures on which each feature fires, int64 [d_sae].
         pictures: in all.
         most: to return.
-        samples: [1], the feature itself, which is left out.
+        feature: itself, which is left out.
     """
     size = len(sampled.indptr) - 1
     others, together = np.unique(sampled.indices, return_counts=True)
-    good = (others != samples[0]) & (together >= min(_LEAST_TOGETHER, size))
+    good = (others != feature) & (together >= min(_LEAST_TOGETHER, size))
     others, together = others[good], together[good]
     # P(other | feature) / P(other)
     lifts = together / max(size, 1) * pictures / np.maximum(count[others], 1)

@@ -147,7 +147,8 @@ class _Entries:
 
     def of(self, feature: int) -> _Entries:
         """One feature's, of entries sorted by feature."""
-        start, stop = np.searchsorted(self.features, [feature, feature + 1])
+        # Of the column's own type: otherwise numpy would convert all of it, for every feature.
+        start, stop = np.searchsorted(self.features, np.array([feature, feature + 1], self.features.dtype))
         return self.take(np.arange(start, stop))
 
 
