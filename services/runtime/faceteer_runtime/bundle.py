@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from faceteer_runtime.files import write_json
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -160,11 +161,8 @@ def seal(directory: Path | str, manifest: Mapping[str, Any] | None = None) -> Pa
     }
     order = ("format", "name", "description", "parts", "files", "licences")
     ordered = {key: sealed[key] for key in order} | sealed
-    target = directory / MANIFEST
-    temporary = target.with_suffix(".json.new")
-    temporary.write_text(json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
-    return target
+    write_json(directory / MANIFEST, ordered)
+    return directory / MANIFEST
 
 
 def verify(directory: Path | str) -> Bundle:

@@ -7,25 +7,27 @@ The life of a request, and what can be raised at each step::
 
     admitted ....... Starting, Draining, MessageTooLarge
     read ........... InvalidField, UnreadableImage, ImageTooLarge, BatchTooLarge
-    looked up ...... EmbeddingExpired, UnknownFeature, IconNotMade, RevisionMismatch, NotInBundle
+    looked up ...... EmbeddingExpired, NoiseExpired, UnknownFeature, IconNotMade, RevisionMismatch, NotInBundle
     queued, run .... QueueFull
-    passed on ...... UpstreamUnavailable
+    passed on ...... UpstreamUnavailable, DeadlineExceeded
     anything else .. INTERNAL, without the exception's text
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 
 class FaceteerError(Exception):
     """A failure whose text is meant for the caller.
 
     Attributes:
-        status: name of a ``grpc.StatusCode``.
-        reason: name of a ``faceteer.v1.ErrorReason`` without ``ERROR_REASON_``.
+        status: name of a ``grpc.StatusCode``; by default the class's.
+        reason: name of a ``faceteer.v1.ErrorReason`` without ``ERROR_REASON_``; by default the class's.
         message: one sentence for people.
-        field: the request's field at fault, as a path ("images[3]"), or None.
+        field: the request's field at fault, as a path ("images[3]"), or None; :meth:`at` tells another one.
+        description: what is wrong with the field, without its name.
         metadata: for programs; ends in ``ErrorInfo.metadata``.
         retry_after_s: seconds after which trying again may help, or None.
     """
@@ -38,14 +40,32 @@ class FaceteerError(Exception):
         message: str,
         *,
         field: str | None = None,
+        description: str | None = None,
         metadata: Mapping[str, str] | None = None,
         retry_after_s: float | None = None,
+        status: str | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.description = message if description is None else description
         self.metadata: dict[str, str] = dict(metadata or {})
         self.retry_after_s = retry_after_s
+        self.status = status or type(self).status
+        self.reason = reason or type(self).reason
+
+    def at(self, field: str) -> Self:
+        """The same failure, with ``field`` at fault; a message that begins with the former field begins with this one.
+
+        Raise it ``from None``, or from the first where its traceback matters.
+        """
+        message = self.message
+        if self.field and message.startswith(self.field):
+            message = field + message.removeprefix(self.field)
+        moved = type(self).__new__(type(self), message)
+        moved.__dict__.update(self.__dict__ | {"field": field, "message": message})
+        return moved
 
 
 class _FieldError(FaceteerError):
@@ -54,9 +74,8 @@ class _FieldError(FaceteerError):
     status = "INVALID_ARGUMENT"
     reason = "INVALID_FIELD"
 
-    def __init__(self, field: str, description: str) -> None:
-        super().__init__(f"{field}: {description}", field=field)
-        self.description = description
+    def __init__(self, field: str, description: str, *, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"{field}: {description}", field=field, description=description, metadata=metadata)
 
 
 class InvalidField(_FieldError):
@@ -81,8 +100,11 @@ class BatchTooLarge(_FieldError):
     reason = "BATCH_TOO_LARGE"
 
     def __init__(self, field: str, got: int, limit: int) -> None:
-        super().__init__(field, f"{got} items are more than the {limit} that one call may hold; send several calls")
-        self.metadata = {"got": str(got), "limit": str(limit)}
+        super().__init__(
+            field,
+            f"{got} items are more than the {limit} that one call may hold; send several calls",
+            metadata={"got": str(got), "limit": str(limit)},
+        )
 
 
 class EmbeddingExpired(FaceteerError):
@@ -216,3 +238,13 @@ class UpstreamUnavailable(FaceteerError):
 
     def __init__(self, service: str, description: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{service}: {description}", metadata={"service": service}, retry_after_s=retry_after_s)
+
+
+class DeadlineExceeded(FaceteerError):
+    """The caller's deadline passed while ``service`` was at work."""
+
+    status = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+    def __init__(self, service: str) -> None:
+        super().__init__(f"the deadline passed while {service} was at work", metadata={"service": service})

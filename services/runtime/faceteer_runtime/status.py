@@ -37,7 +37,7 @@ def error_to_status(error: BaseException, request_id: str | None = None) -> stat
     ]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=getattr(error, "description", error.message), reason=error.reason
+            field=error.field, description=error.description, reason=error.reason
         )
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after_s is not None:

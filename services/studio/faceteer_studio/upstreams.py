@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 from faceteer.v1 import encoder_pb2, generator_pb2, library_pb2, sae_pb2
-from faceteer_runtime.errors import FaceteerError
+from faceteer_runtime.errors import DeadlineExceeded
 from faceteer_runtime.interceptors import ACCESS_KEY, REQUEST_ID_KEY
 from faceteer_runtime.request import request_context
 from google.protobuf import symbol_database
@@ -151,7 +151,7 @@ class LocalUpstream:
             async with asyncio.timeout(timeout):
                 return await self.handlers[method].unary_unary(request, None)
         except TimeoutError:
-            raise deadline_exceeded(self.name) from None
+            raise DeadlineExceeded(self.name) from None
 
     async def stream(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -163,7 +163,7 @@ class LocalUpstream:
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
-                    raise deadline_exceeded(self.name) from None
+                    raise DeadlineExceeded(self.name) from None
                 yield response
 
     async def wait_serving(self) -> None:
@@ -181,9 +181,3 @@ def request_metadata(service: str) -> tuple[tuple[str, str], ...]:
     if service == "library" and request.access_key:
         metadata += ((ACCESS_KEY, request.access_key),)
     return metadata
-
-
-def deadline_exceeded(service: str) -> FaceteerError:
-    error = FaceteerError(f"the deadline passed while {service} was at work")
-    error.status = error.reason = "DEADLINE_EXCEEDED"
-    return error

@@ -31,6 +31,7 @@ EXAMPLES = [
     errors.Starting(),
     errors.Draining(),
     errors.UpstreamUnavailable("encoder", "connection refused"),
+    errors.DeadlineExceeded("generator"),
 ]
 
 
@@ -79,6 +80,27 @@ def test_a_field_at_fault_is_named_in_bad_request() -> None:
     (bad,) = details(status, error_details_pb2.BadRequest)
     (violation,) = bad.field_violations
     assert (violation.field, violation.description) == ("embeds.data", "every value must be finite")
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_tells_of_another_field_by_a_new_error(error: errors.FaceteerError) -> None:
+    before = dict(vars(error))
+    moved = error.at("edits[3]")
+    assert vars(error) == before
+    assert moved is not error
+    assert type(moved) is type(error)
+    same = ("status", "reason", "description", "metadata", "retry_after_s")
+    assert [getattr(moved, name) for name in same] == [getattr(error, name) for name in same]
+    assert moved.field == "edits[3]"
+    assert str(moved) == moved.message
+    (violation,) = details(error_to_status(moved), error_details_pb2.BadRequest)[0].field_violations
+    assert violation.field == "edits[3]"
+
+
+def test_a_message_that_begins_with_its_field_begins_with_the_new_one() -> None:
+    assert errors.InvalidField("images[0]", "is empty").at("input.image").message == "input.image: is empty"
+    assert errors.UnknownFeature("no feature 9").at("edits[3]").message == "no feature 9"
+    assert errors.MessageTooLarge(2, 1, field="image").at("input").message.startswith("a message of 2 bytes")
 
 
 def test_where_waiting_helps_retry_info_says_how_long() -> None:

@@ -60,6 +60,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the caller's access key does not allow this."""
     ERROR_REASON_NOISE_EXPIRED: _ErrorReason.ValueType  # 17
     """NOT_FOUND: the inverted noise is no longer cached; invert the picture again."""
+    ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 18
+    """DEADLINE_EXCEEDED: the time that the caller gave ran out while a service that this one calls was at work; metadata
+    "service".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. ErrorInfo.reason holds the name without the prefix ERROR_REASON_."""
@@ -100,4 +104,8 @@ ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 16
 """PERMISSION_DENIED: the caller's access key does not allow this."""
 ERROR_REASON_NOISE_EXPIRED: ErrorReason.ValueType  # 17
 """NOT_FOUND: the inverted noise is no longer cached; invert the picture again."""
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 18
+"""DEADLINE_EXCEEDED: the time that the caller gave ran out while a service that this one calls was at work; metadata
+"service".
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
