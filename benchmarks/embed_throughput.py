@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from faceteer_trainer.postcards.render import render
-from faceteer_trainer.postcards.world import sample_scene
+from faceteer_postcards.render import render
+from faceteer_postcards.world import sample_scene
 from PIL import Image
 
 A_TAR = 2000

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faceteer_trainer.corpus.made_up import MadeUp, write_made_up
+from faceteer_postcards.made_up import MadeUp, write_made_up
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 
 CHUNK, BATCH, BATCHES = 4096, 4096, 50

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from faceteer_postcards.made_up import MadeUp
 from faceteer_runtime.bundle import seal
 from faceteer_sae.writing import write_rows
-from faceteer_trainer.corpus.made_up import MadeUp
 from faceteer_trainer.corpus.shards import CARD, CorpusCard, EmbeddingCorpus, Shard
 from faceteer_trainer.library.build import BuildSettings
 from faceteer_trainer.library.command import build_library

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from faceteer_trainer.corpus.made_up import MadeUp
+from faceteer_postcards.made_up import MadeUp
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.sae import outputs
 from faceteer_trainer.sae.architectures import Loss

@@ -22,9 +22,9 @@ import pytest
 from faceteer.v1 import encoder_pb2, encoder_pb2_grpc
 from faceteer_encoder.service import build
 from faceteer_encoder.settings import EncoderSettings
+from faceteer_postcards.made_up import MadeUp, write_made_up
 from faceteer_runtime.server import start
 from faceteer_trainer.__main__ import main
-from faceteer_trainer.corpus.made_up import MadeUp, write_made_up
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from PIL import Image

@@ -17,6 +17,7 @@ import pytest
 from faceteer_library.editor import LibraryEditor
 from faceteer_library.people import People
 from faceteer_library.store import Filter, Store
+from faceteer_postcards.corpus import draw_corpus
 from faceteer_runtime.bundle import Bundle, verify
 from faceteer_runtime.icons import icon_pictures
 from faceteer_trainer.__main__ import main
@@ -24,7 +25,6 @@ from faceteer_trainer.errors import JobError
 from faceteer_trainer.labels.safety import read_classes, safety_class
 from faceteer_trainer.labels.vision_model import VisionModel
 from faceteer_trainer.labels.vocabulary import caption_terms, read_terms
-from faceteer_trainer.postcards.corpus import draw_corpus
 from PIL import Image
 
 POSTCARDS = Path(__file__).parents[3] / "deploy" / "bundles" / "postcards"
@@ -189,7 +189,7 @@ def test_features_are_named_for_what_they_are(labelled: tuple[Path, Path]) -> No
             feature.label: feature for feature in editor.features() if feature.label and feature.firing_share > 0.1
         }
         said = {word for feature in features.values() for word in (feature.label, *feature.terms)}
-        # What the world is made of (the words of faceteer_trainer.postcards.world), found from pictures alone.
+        # What the world is made of (the words of faceteer_postcards.world), found from pictures alone.
         world = {"dawn", "noon", "dusk", "night", "grass", "sand", "snow", "sea", "rain", "snowfall", "fog", "house",
                  "tree", "boat", "cat", "car", "balloon", "flower", "ball", "red", "orange", "yellow", "green", "blue",
                  "purple", "pink", "white", "one", "two", "three", "striped", "outlined"}  # fmt: skip

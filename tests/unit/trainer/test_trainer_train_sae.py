@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faceteer_postcards.made_up import MadeUp
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
-from faceteer_trainer.corpus.made_up import MadeUp
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.locks import locked
 from faceteer_trainer.sae.architectures import ARCHITECTURES

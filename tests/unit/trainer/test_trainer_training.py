@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from faceteer_trainer.postcards.clip import value_gram
-from faceteer_trainer.postcards.movq import MovqSettings, build_movq, normalise_latents
-from faceteer_trainer.postcards.unet import (
+from faceteer_postcards.clip import value_gram
+from faceteer_postcards.movq import MovqSettings, build_movq, normalise_latents
+from faceteer_postcards.unet import (
     DecoderData,
     UnetSettings,
     build_scheduler,
@@ -17,7 +17,7 @@ from faceteer_trainer.postcards.unet import (
     generate,
     train_unet,
 )
-from faceteer_trainer.postcards.world import FACTORS
+from faceteer_postcards.world import FACTORS
 from faceteer_trainer.sae.starts import skewed_directions
 from faceteer_trainer.sae.train import SaeSettings, explained_variance, train_sae
 from faceteer_trainer.training import Budget, Run, learning_rate

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from faceteer_trainer.evaluation.metrics import auc
 from faceteer_trainer.labels.detection import balanced_sample
 from faceteer_trainer.labels.sample import Side
 from faceteer_trainer.labels.vocabulary import TextSpace
+from faceteer_trainer.metrics import auc
 
 Floats = npt.NDArray[np.float32]
 # Of its own 99th percentile: pictures on which a feature is clearly there.

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from faceteer_trainer.evaluation.metrics import auc
 from faceteer_trainer.labels.sample import Side
+from faceteer_trainer.metrics import auc
 
 Floats = npt.NDArray[np.float32]
 _MOST, _FEWEST = 200, 8

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from faceteer_trainer.postcards.captions import describe
-from faceteer_trainer.postcards.corpus import Corpus
+from faceteer_postcards.captions import describe
+from faceteer_postcards.corpus import Corpus
 
 
 def pack_pictures(corpus: Corpus, count: int, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from faceteer_trainer.postcards.world import FACTOR_NAMES
+from faceteer_postcards.world import FACTOR_NAMES
 
 
 def percent(share: float) -> str:
@@ -93,7 +93,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     encoder, sae, decoder, steering = (results[key] for key in ("encoder", "sae", "decoder", "steering"))
     lines = [
         "# Postcards: how well it steers", "",
-        "Written by `python -m faceteer_trainer evaluate --bundle DIR`. Pictures are judged by a classifier that was",
+        "Written by `python -m faceteer_postcards evaluate --bundle DIR`. Pictures are judged by a classifier that was",
         "trained on renders only, never on CLIP, the SAE or a generated picture. Intervals are Wilson's at 95 %.",
         f"Painted with {results['steps']} steps, guidance {results['guidance']}; with "
         + " and ".join(f"{n} steps the factors kept are {interval(s)} %" for n, s in results["steps_check"].items())

@@ -7,8 +7,8 @@ from typing import Final
 
 from PIL import Image
 
-from faceteer_trainer.postcards.render import render
-from faceteer_trainer.postcards.world import Scene
+from faceteer_postcards.render import render
+from faceteer_postcards.world import Scene
 
 _SEED = 2_000_000_001  # beyond the seeds of every corpus
 

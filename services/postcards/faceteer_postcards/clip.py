@@ -19,11 +19,12 @@ import numpy.typing as npt
 import open_clip
 import torch
 import torch.nn.functional as F
+from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_rng
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from faceteer_trainer.postcards.captions import (
+from faceteer_postcards.captions import (
     CONTEXT_LENGTH,
     caption,
     describe,
@@ -31,10 +32,9 @@ from faceteer_trainer.postcards.captions import (
     value_claims,
     write_vocabulary,
 )
-from faceteer_trainer.postcards.corpus import Corpus
-from faceteer_trainer.postcards.movq import to_tensor
-from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS, VALUES
-from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_rng
+from faceteer_postcards.corpus import Corpus
+from faceteer_postcards.movq import to_tensor
+from faceteer_postcards.world import FACTOR_NAMES, FACTORS, VALUES
 
 
 @dataclass(frozen=True)

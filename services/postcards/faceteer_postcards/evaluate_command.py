@@ -1,7 +1,4 @@
-"""`faceteer_trainer evaluate --bundle DIR`: every figure of the postcards report.
-
-Knows the options and nothing of the measures.
-"""
+"""`python -m faceteer_postcards evaluate --bundle DIR`: every figure of the postcards report."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from faceteer_trainer.evaluation.report import targets
-from faceteer_trainer.evaluation.run import EvaluationSettings, evaluate
+from faceteer_postcards.evaluation.report import targets
+from faceteer_postcards.evaluation.run import EvaluationSettings, evaluate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,10 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
-
 from faceteer_trainer.corpus.shards import CorpusCard, Shard, map_embeds, shard_name, write_embeds
 from faceteer_trainer.errors import JobError
+from torch.nn import functional
 
 BLOCK = 4096
 # About that of CLIP embeddings, which are not normalised (ViT-bigG-14: 35 to 45).

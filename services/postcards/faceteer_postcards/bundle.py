@@ -14,13 +14,13 @@ import open_clip
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
 from faceteer_runtime import bundle as bundle_format
+from faceteer_trainer.sae.model import SparseAutoencoder, load_sae
+from faceteer_trainer.sae.statistics import FeatureStatistics, load_statistics
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 
-from faceteer_trainer.postcards.clip import load_encoder
-from faceteer_trainer.postcards.unet import build_scheduler
-from faceteer_trainer.sae.model import SparseAutoencoder, load_sae
-from faceteer_trainer.sae.statistics import FeatureStatistics, load_statistics
+from faceteer_postcards.clip import load_encoder
+from faceteer_postcards.unet import build_scheduler
 
 STEPS = 25
 GUIDANCE = 2.0

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from faceteer_trainer.postcards.bundle import LoadedBundle, load_bundle
-from faceteer_trainer.postcards.movq import to_pictures
-from faceteer_trainer.postcards.unet import generate
+from faceteer_postcards.bundle import LoadedBundle, load_bundle
+from faceteer_postcards.movq import to_pictures
+from faceteer_postcards.unet import generate
 
 _loaded: LoadedBundle | None = None
 

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from faceteer_trainer.metrics import Share, share_of
 
-from faceteer_trainer.evaluation.editing import Edit, apply_edits, transfer
-from faceteer_trainer.evaluation.judge import Judge, judge_pictures
-from faceteer_trainer.evaluation.metrics import Share, share_of
-from faceteer_trainer.evaluation.painter import Painter
-from faceteer_trainer.evaluation.representation import Embedded, ValueFeature
-from faceteer_trainer.postcards.bundle import LoadedBundle
-from faceteer_trainer.postcards.clip import embed_pictures
-from faceteer_trainer.postcards.render import render
-from faceteer_trainer.postcards.unet import split_seeds
-from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS, Scene
+from faceteer_postcards.bundle import LoadedBundle
+from faceteer_postcards.clip import embed_pictures
+from faceteer_postcards.evaluation.editing import Edit, apply_edits, transfer
+from faceteer_postcards.evaluation.judge import Judge, judge_pictures
+from faceteer_postcards.evaluation.painter import Painter
+from faceteer_postcards.evaluation.representation import Embedded, ValueFeature
+from faceteer_postcards.render import render
+from faceteer_postcards.unet import split_seeds
+from faceteer_postcards.world import FACTOR_NAMES, FACTORS, Scene
 
 Codes = npt.NDArray[np.uint8]
 

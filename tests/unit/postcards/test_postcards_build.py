@@ -10,10 +10,10 @@ import open_clip
 import pytest
 import torch
 from diffusers import KandinskyV22Pipeline
+from faceteer_postcards.__main__ import main
+from faceteer_postcards.bundle import load_bundle
+from faceteer_postcards.evaluation.run import EvaluationSettings, evaluate
 from faceteer_runtime.bundle import verify
-from faceteer_trainer.__main__ import main
-from faceteer_trainer.evaluation.run import EvaluationSettings, evaluate
-from faceteer_trainer.postcards.bundle import load_bundle
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("trial")
-    main(["postcards", "build", "--preset", "trial", "--workers", "1",
+    main(["build", "--preset", "trial", "--workers", "1",
           "--work", str(directory / "work"), "--out", str(directory / "bundle")])  # fmt: skip
     return directory / "bundle"
 

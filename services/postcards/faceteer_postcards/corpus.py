@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from faceteer_trainer.postcards.render import SIZE, render
-from faceteer_trainer.postcards.world import FACTOR_NAMES, Scene, sample_codes
+from faceteer_postcards.render import SIZE, render
+from faceteer_postcards.world import FACTOR_NAMES, Scene, sample_codes
 
 _STRIDE = 10_000_019  # scene seeds of two corpora never meet
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 
-from faceteer_trainer.evaluation.editing import Edit, apply_edits
-from faceteer_trainer.evaluation.painter import Painter
-from faceteer_trainer.evaluation.steering import Steering
-from faceteer_trainer.postcards.bundle import LoadedBundle
-from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS
+from faceteer_postcards.bundle import LoadedBundle
+from faceteer_postcards.evaluation.editing import Edit, apply_edits
+from faceteer_postcards.evaluation.painter import Painter
+from faceteer_postcards.evaluation.steering import Steering
+from faceteer_postcards.world import FACTOR_NAMES, FACTORS
 
 SHOWN = ("time=night", "weather=snowfall", "colour=red", "count=three", "subject=boat", "ground=water",
          "style=outlined", "border=white")  # fmt: skip

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 from diffusers import VQModel
-from safetensors.torch import load_file, save_file
-
-from faceteer_trainer.postcards.bundle import negative_embeds, seal_bundle, write_generator
-from faceteer_trainer.postcards.clip import ClipSettings, embed_pictures, load_encoder, train_clip
-from faceteer_trainer.postcards.corpus import Corpus, draw_corpus
-from faceteer_trainer.postcards.examples import write_examples
-from faceteer_trainer.postcards.library import write_library
-from faceteer_trainer.postcards.movq import MovqSettings, encode_all, sharpen_decoder, train_movq
-from faceteer_trainer.postcards.unet import DecoderData, UnetSettings, load_averaged, train_unet
 from faceteer_trainer.sae.model import load_sae, save_sae
 from faceteer_trainer.sae.statistics import embedding_statistics, measure_features, save_statistics
 from faceteer_trainer.sae.train import SaeSettings, train_sae
 from faceteer_trainer.training import Budget
+from safetensors.torch import load_file, save_file
+
+from faceteer_postcards.bundle import negative_embeds, seal_bundle, write_generator
+from faceteer_postcards.clip import ClipSettings, embed_pictures, load_encoder, train_clip
+from faceteer_postcards.corpus import Corpus, draw_corpus
+from faceteer_postcards.examples import write_examples
+from faceteer_postcards.library import write_library
+from faceteer_postcards.movq import MovqSettings, encode_all, sharpen_decoder, train_movq
+from faceteer_postcards.unet import DecoderData, UnetSettings, load_averaged, train_unet
 
 
 @dataclass(frozen=True)

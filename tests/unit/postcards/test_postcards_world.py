@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faceteer_trainer.postcards.captions import (
+from faceteer_postcards.captions import (
     CONTEXT_LENGTH,
     UNNAMED,
     caption,
@@ -18,9 +18,9 @@ from faceteer_trainer.postcards.captions import (
     value_claims,
     write_vocabulary,
 )
-from faceteer_trainer.postcards.corpus import draw_corpus, open_corpus
-from faceteer_trainer.postcards.render import FRAME, SIZE, render
-from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS, VALUES, Scene, sample_codes, sample_scene
+from faceteer_postcards.corpus import draw_corpus, open_corpus
+from faceteer_postcards.render import FRAME, SIZE, render
+from faceteer_postcards.world import FACTOR_NAMES, FACTORS, VALUES, Scene, sample_codes, sample_scene
 from open_clip.tokenizer import SimpleTokenizer
 
 PLAIN = Scene("day", "grass", "house", "red", "one", "clear", "none", "plain", seed=7)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from open_clip.tokenizer import bytes_to_unicode
 
-from faceteer_trainer.postcards.world import FACTOR_NAMES, FACTORS, VALUES
+from faceteer_postcards.world import FACTOR_NAMES, FACTORS, VALUES
 
 CONTEXT_LENGTH: Final = 32
 UNNAMED: Final = -1

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from faceteer_trainer.postcards.sprites import INK, RGB, Pixels, mix, sprite
-from faceteer_trainer.postcards.world import Scene
+from faceteer_postcards.sprites import INK, RGB, Pixels, mix, sprite
+from faceteer_postcards.world import Scene
 
 SIZE = 64
 HORIZON = 37

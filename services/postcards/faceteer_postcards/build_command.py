@@ -1,7 +1,4 @@
-"""`faceteer_trainer postcards build --out DIR`: the bundle whole, or one step of it.
-
-Knows the options and nothing of the steps.
-"""
+"""`python -m faceteer_postcards build --out DIR`: the bundle whole, or one step of it."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.postcards.build import PRESETS, Workshop
 from faceteer_trainer.training import Budget
+
+from faceteer_postcards.build import PRESETS, Workshop
 
 _WHOLE = ("build", "assemble", "library")  # these write a bundle
 STEPS = ("clip", "movq", "unet", "sharpen", "sae")
@@ -21,8 +18,8 @@ STEPS = ("clip", "movq", "unet", "sharpen", "sae")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's options."""
-    parser.add_argument("step", choices=("build", *STEPS, "assemble", "library"))
-    parser.add_argument("--out", type=Path, help="where the bundle goes (build, assemble, library)")
+    parser.add_argument("--step", choices=(*STEPS, "assemble", "library"), default="build", help="only this one")
+    parser.add_argument("--out", type=Path, help="where the bundle goes (the whole, assemble, library)")
     parser.add_argument("--work", type=Path, default=Path("runs/postcards"), help="corpora, checkpoints and logs")
     parser.add_argument("--preset", choices=("full", "trial"), default="full")
     parser.add_argument("--minutes", type=float, help="a step's budget, instead of the preset's")

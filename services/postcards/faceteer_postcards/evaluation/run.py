@@ -11,26 +11,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from faceteer_trainer.metrics import Share, share_of
+from faceteer_trainer.training import Budget
 
-from faceteer_trainer.evaluation.grid import draw_grid
-from faceteer_trainer.evaluation.judge import Judge, accuracy_by_factor, judge_pictures, train_judge
-from faceteer_trainer.evaluation.metrics import Share, share_of
-from faceteer_trainer.evaluation.painter import Painter
-from faceteer_trainer.evaluation.report import write_report
-from faceteer_trainer.evaluation.representation import (
+from faceteer_postcards.bundle import LoadedBundle, load_bundle
+from faceteer_postcards.clip import embed_pictures
+from faceteer_postcards.corpus import Corpus, draw_corpus
+from faceteer_postcards.evaluation.grid import draw_grid
+from faceteer_postcards.evaluation.judge import Judge, accuracy_by_factor, judge_pictures, train_judge
+from faceteer_postcards.evaluation.painter import Painter
+from faceteer_postcards.evaluation.report import write_report
+from faceteer_postcards.evaluation.representation import (
     Embedded,
     ValueFeature,
     best_features,
     measure_encoder,
     measure_sae,
 )
-from faceteer_trainer.evaluation.steering import Steering, Trial
-from faceteer_trainer.postcards.bundle import LoadedBundle, load_bundle
-from faceteer_trainer.postcards.clip import embed_pictures
-from faceteer_trainer.postcards.corpus import Corpus, draw_corpus
-from faceteer_trainer.postcards.unet import split_seeds
-from faceteer_trainer.postcards.world import FACTOR_NAMES
-from faceteer_trainer.training import Budget
+from faceteer_postcards.evaluation.steering import Steering, Trial
+from faceteer_postcards.unet import split_seeds
+from faceteer_postcards.world import FACTOR_NAMES
 
 JUDGE_SEED, TRAIN_SEED, TEST_SEED = 103, 104, 105  # of corpora that no model of the bundle was trained on
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faceteer_trainer.corpus.made_up import BLOCK, MadeUp, write_made_up
+from faceteer_postcards.made_up import BLOCK, MadeUp, write_made_up
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 

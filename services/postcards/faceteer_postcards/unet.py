@@ -17,9 +17,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from torch import nn
-
 from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_generator
+from torch import nn
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-
 from faceteer_trainer.sae.model import SparseAutoencoder
 from faceteer_trainer.sae.statistics import FeatureStatistics
 

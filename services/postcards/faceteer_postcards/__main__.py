@@ -1,0 +1,19 @@
+"""The example world's command line: `python -m faceteer_postcards JOB --help` lists a job's options."""
+
+from __future__ import annotations
+
+from faceteer_trainer.cli.jobs import Job, run_job
+
+JOBS = {
+    "build": Job("faceteer_postcards.build_command", "make the postcards bundle, whole or one step of it"),
+    "evaluate": Job("faceteer_postcards.evaluate_command", "measure a bundle against the truth of its pictures"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one job."""
+    run_job("python -m faceteer_postcards", JOBS, arguments)
+
+
+if __name__ == "__main__":
+    main()
