@@ -1,6 +1,6 @@
 """What an edit costs: EditEmbeds of a known embedding with 1 to 300 edits against an empty call of the same server.
 
-Knows nothing of pictures. Requests are serialised before, and answers left unparsed, so that what is compared is the
+Requests are serialised before, and answers left unparsed, so that what is compared is the
 server and the way to it. The calls take turns, so that what disturbs one disturbs all.
 
 Usage: ``python benchmarks/edit_latency.py [--large]``; ``--large`` takes 163,840 features of 1,280 float16 values, the
@@ -9,6 +9,7 @@ published SAE's shape, instead of the tiny bundle's (2 GB of memory, 1 GB of tem
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import subprocess
@@ -23,6 +24,9 @@ import torch
 import uvloop
 from faceteer.v1 import edits_pb2, sae_pb2, tensor_pb2
 from faceteer_runtime.bundle import seal
+from faceteer_runtime.server import start
+from faceteer_sae.service import build
+from faceteer_sae.settings import SaeSettings
 from safetensors.torch import save_file
 
 SHAPES = {"small": (64, 1024, 32, torch.float32), "large": (1280, 163_840, 64, torch.float16)}
@@ -59,12 +63,6 @@ def write_bundle(directory: Path, shape: str) -> None:
 
 
 async def serve(directory: str) -> None:
-    import asyncio
-
-    from faceteer_runtime.server import start
-    from faceteer_sae.service import build
-    from faceteer_sae.settings import SaeSettings
-
     running = await start(SaeSettings(listen="127.0.0.1:0", bundle=Path(directory)), build)
     print(running.address, flush=True)
     await asyncio.Event().wait()

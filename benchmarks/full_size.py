@@ -60,6 +60,7 @@ def memory(device: str) -> dict[str, float]:
 
 def random_clip(dtype: torch.dtype, device: str) -> torch.nn.Module:
     """ViT-bigG-14's image tower with random weights, made in ``dtype`` on ``device``."""
+    # Inside the part: what another part imports would count in this one's memory.
     from faceteer_encoder.model import _build
 
     with torch.device("meta"):
@@ -78,6 +79,7 @@ def random_clip(dtype: torch.dtype, device: str) -> torch.nn.Module:
 
 def measure_encoder(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pictures a second by batch size; and that half precision gives float32's embeddings, on a GPU."""
+    # Inside the part: what another part imports would count in this one's memory.
     from faceteer_encoder.model import ClipEncoder
     from faceteer_encoder.preprocess import Preprocessor
 
@@ -104,6 +106,7 @@ def measure_encoder(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def measure_sae(arguments: argparse.Namespace) -> dict[str, Any]:
     """One encode at batch 1 and 64 from the file's own pages; and that a GPU finds the CPU's features."""
+    # Inside the part: what another part imports would count in this one's memory.
     from faceteer_sae.model import SparseAutoencoder
     from faceteer_sae.writing import write_rows
 
@@ -134,6 +137,7 @@ def measure_sae(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def measure_generator(arguments: argparse.Namespace) -> dict[str, Any]:
     """A step, a whole picture and the first preview at 512 px, batch by batch, beside the stock pipeline."""
+    # Inside the part: what another part imports would count in this one's memory.
     from diffusers import DDPMScheduler, KandinskyV22Pipeline, UNet2DConditionModel, VQModel
     from faceteer_generator.denoise import Denoiser
     from faceteer_generator.kandinsky import KandinskyDecoder

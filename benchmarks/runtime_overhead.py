@@ -1,6 +1,6 @@
 """What the runtime adds: an empty gRPC call through its interceptors against a bare grpc.aio server, and cache hits.
 
-Knows nothing of models. Both servers live in one process and are asked in turns by one client, so that the scheduler
+Both servers live in one process and are asked in turns by one client, so that the scheduler
 treats them alike: in processes of their own, which core each one happens to share moves p50 by 40 %.
 
 Usage: ``python benchmarks/runtime_overhead.py``.
@@ -19,6 +19,12 @@ import grpc
 import grpc.aio
 import numpy as np
 import uvloop
+from faceteer_runtime.cache import Cache
+from faceteer_runtime.cache_keys import cache_key
+from faceteer_runtime.metrics import Metrics
+from faceteer_runtime.server import start
+from faceteer_runtime.service import Service
+from faceteer_runtime.settings import ServiceSettings
 
 METHOD = "/bench.Empty/Call"
 # Short turns: what disturbs one server for a moment disturbs the other as well.
@@ -35,10 +41,6 @@ def register(server: grpc.aio.Server) -> None:
 
 
 async def serve() -> None:
-    from faceteer_runtime.server import start
-    from faceteer_runtime.service import Service
-    from faceteer_runtime.settings import ServiceSettings
-
     class Settings(ServiceSettings):
         needs_bundle = False
 
@@ -73,10 +75,6 @@ async def ask(ports: dict[str, int]) -> None:
 
 
 async def hit() -> None:
-    from faceteer_runtime.cache import Cache
-    from faceteer_runtime.cache_keys import cache_key
-    from faceteer_runtime.metrics import Metrics
-
     cache = Cache(64 << 20, Metrics())
     keys = [cache_key("embeds", "bench", str(n).encode()) for n in range(64)]
     for key in keys:
