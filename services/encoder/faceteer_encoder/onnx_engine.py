@@ -27,7 +27,7 @@ class OnnxVisual:
     """
 
     def __init__(self, path: Path, *, encoder_revision: str, device: str = "cpu", threads: int = 1) -> None:
-        """Opens a file that `faceteer_trainer export-onnx` wrote.
+        """Opens a file that `python -m faceteer_trainer export-onnx` wrote.
 
         Args:
             path: the file; its weights may lie beside it.

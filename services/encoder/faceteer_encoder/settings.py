@@ -31,6 +31,7 @@ class EncoderSettings(ServiceSettings):
         "float32", description="Number type of the encoder's weights and arithmetic."
     )
     encoder_engine: Literal["torch", "onnx"] = Field(
-        "torch", description="What runs the image tower; onnx needs a file that `faceteer_trainer export-onnx` wrote."
+        "torch",
+        description="What runs the image tower; onnx needs a file that `python -m faceteer_trainer export-onnx` wrote.",
     )
     encoder_onnx_path: Path | None = Field(None, description="That file; onnx/encoder.onnx in the bundle by default.")

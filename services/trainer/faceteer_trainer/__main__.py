@@ -15,6 +15,7 @@ JOBS = {
     "label-library": Job("faceteer_trainer.labels.command", "name a library's features, and score every name"),
     "draw-icons": Job("faceteer_trainer.icons.command", "draw what turning each feature up causes"),
     "report-library": Job("faceteer_trainer.labels.report_command", "how good a library's every part is, as a page"),
+    "export-onnx": Job("faceteer_trainer.cli.export_onnx", "a bundle's image encoder to a file for ONNX Runtime"),
     "bundles": Job("faceteer_trainer.bundles.command", "pull, verify, list and describe bundles"),
 }
 
