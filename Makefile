@@ -17,7 +17,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo up down test lint unit integration protos format clean
+.PHONY: help setup demo up down test lint unit integration protos client format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,7 @@ lint: setup ## ruff, mypy, import-linter, buf, generated code, compose file, Doc
 	@$(BIN)/mypy clients/python/faceteer services/runtime/faceteer_runtime tests/typing/api.py
 	@$(BIN)/lint-imports
 	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python clients/python/unasync.py --check
 	@$(BIN)/buf lint
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.gpu.yml
 	@$(BIN)/hadolint deploy/Dockerfile
@@ -64,6 +65,9 @@ integration: setup ## only the tests through real servers and processes
 
 protos: setup ## regenerate the contract's code into the SDK
 	@$(BIN)/python protos/generate.py
+
+client: setup ## regenerate the blocking client from the asyncio one
+	@$(BIN)/python clients/python/unasync.py
 
 format: setup ## format all code
 	@$(BIN)/ruff format -q .

@@ -13,18 +13,10 @@ generated messages and stubs, for those who want the wire.
 
 from __future__ import annotations
 
-from faceteer._async_client import (
-    AsyncClient,
-    AsyncEdit,
-    AsyncPhoto,
-    connect_async,
-)
-from faceteer._async_client_features import AsyncFeature, AsyncFeatureLibrary, AsyncFeatureList
-from faceteer._channels import Tls
-from faceteer._client import Client, Edit, Photo, connect
-from faceteer._client_features import Feature, FeatureLibrary, FeatureList
-from faceteer._comparing import Difference, FeatureDifference
-from faceteer._edits import FeatureEdit
+from faceteer._async.client import AsyncClient, connect_async
+from faceteer._async.editing import AsyncEdit
+from faceteer._async.features import AsyncFeature, AsyncFeatureLibrary, AsyncFeatureList
+from faceteer._async.photo import AsyncPhoto
 from faceteer._errors import (
     AbortedError,
     AlreadyExistsError,
@@ -54,18 +46,31 @@ from faceteer._errors import (
     UnknownFeatureError,
     UnreadableImageError,
 )
-from faceteer._events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
-from faceteer._facts import FeatureExample, FeatureStatistics, Histogram, LibraryFacts, RelatedFeature
-from faceteer._feature_bases import FeatureExamples
-from faceteer._features import FeatureEncoding
-from faceteer._fired import FiredFeature, FiredFeatures
-from faceteer._icons import FeatureIcon
-from faceteer._library import FeatureFilters
-from faceteer._recipe import Recipe
-from faceteer._report import EditOutcome, EditReport, FeatureDrift
-from faceteer._retries import Retries, Timeouts
-from faceteer._server import EncoderFacts, GeneratorFacts, SaeFacts, ServerStatus
-from faceteer._values import DrawingOptions, Execution, Notice, Revisions, Settings
+from faceteer._models.difference import Difference, FeatureDifference
+from faceteer._models.edits import FeatureEdit
+from faceteer._models.encoding import FeatureEncoding
+from faceteer._models.events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
+from faceteer._models.features import (
+    FeatureExample,
+    FeatureExamples,
+    FeatureFilters,
+    FeatureStatistics,
+    Histogram,
+    LibraryFacts,
+    RelatedFeature,
+)
+from faceteer._models.fired import FiredFeature, FiredFeatures
+from faceteer._models.icon import FeatureIcon
+from faceteer._models.recipe import Recipe
+from faceteer._models.report import EditOutcome, EditReport, FeatureDrift
+from faceteer._models.server import EncoderFacts, GeneratorFacts, SaeFacts, ServerStatus
+from faceteer._models.values import DrawingOptions, Execution, Notice, Revisions, Settings
+from faceteer._sync.client import Client, connect
+from faceteer._sync.editing import Edit
+from faceteer._sync.features import Feature, FeatureLibrary, FeatureList
+from faceteer._sync.photo import Photo
+from faceteer._transport.channels import Tls
+from faceteer._transport.retries import Retries, Timeouts
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,4 @@
-"""Every way a call can fail, as one tree of exceptions.
-
-Knows nothing of gRPC: :mod:`faceteer._status` builds these from what a server sends.
+"""Every way a call can fail, as one tree of exceptions; :mod:`faceteer._transport.status` builds what a server sends.
 
 ::
 
@@ -256,3 +254,8 @@ class InternalError(FaceteerError):
     """A defect of the server's; ``request_id`` finds it in its log."""
 
     status = "INTERNAL"
+
+
+def invalid(field: str, description: str) -> InvalidArgumentError:
+    """The error for an argument that the SDK refuses itself; ``description`` says what is wrong with it."""
+    return InvalidArgumentError(f"{field}: {description}", field=field, description=description)

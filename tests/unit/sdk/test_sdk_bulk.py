@@ -175,7 +175,8 @@ def test_a_server_that_does_not_answer_meets_the_deadline(server: FakeServer) ->
 
 
 def test_a_long_encoding_renews_its_stream(either: Any, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("faceteer._bulk._PICTURES_A_STREAM", 10)
+    for kind in ("_async", "_sync"):
+        monkeypatch.setattr(f"faceteer.{kind}.bulk._PICTURES_A_STREAM", 10)
     np.testing.assert_array_equal(either.encode(PICTURES, batch_size=2), expected(PICTURES))
     assert server.names().count("StreamEncodeImages") == 3
 

@@ -8,7 +8,7 @@ from typing import Any
 import faceteer
 import grpc
 import pytest
-from faceteer._status import error_from_call, error_from_status
+from faceteer._transport.status import error_from_call, error_from_status
 from unit.sdk.fake_server import FakeServer, Fault, png
 
 BY_STATUS = {

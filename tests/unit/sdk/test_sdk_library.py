@@ -194,7 +194,7 @@ def test_an_access_key_travels_with_every_call_and_is_never_shown(
     with faceteer.connect(server.address, access_key="open sesame") as client:
         client.features[3]
         assert server.metadata["x-faceteer-access"] == "open sesame"
-        assert "sesame" not in repr(client) + repr(vars(client._driver))
+        assert "sesame" not in repr(client) + repr(vars(client._connection)) + repr(vars(client._connection.transport))
     monkeypatch.setenv("FACETEER_ACCESS_KEY", "from-the-environment")
     with faceteer.connect(server.address) as client:
         list(client.features.list(limit=1))

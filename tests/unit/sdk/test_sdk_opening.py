@@ -49,7 +49,7 @@ def test_files_travel_unchanged(client: faceteer.Client, server: FakeServer, tmp
 
 
 def test_an_exif_rotated_pil_image_keeps_its_orientation_for_the_server() -> None:
-    from faceteer._pictures import picture_bytes
+    from faceteer._models.pictures import picture_bytes
 
     image = Image.new("RGB", (4, 2))
     exif = Image.Exif()
@@ -61,7 +61,7 @@ def test_an_exif_rotated_pil_image_keeps_its_orientation_for_the_server() -> Non
 
 
 def test_cmyk_and_float_images_are_converted() -> None:
-    from faceteer._pictures import picture_bytes
+    from faceteer._models.pictures import picture_bytes
 
     for mode in ("CMYK", "F", "I", "YCbCr", "LAB"):
         if mode == "LAB":

@@ -11,7 +11,7 @@ import faceteer
 import numpy as np
 import pytest
 from faceteer import FeatureEdit, Recipe, Revisions, Settings
-from faceteer._recipe import _number
+from faceteer._models.recipe import _number
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.sdk.fake_server import FakeServer, png

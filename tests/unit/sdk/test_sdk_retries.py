@@ -8,10 +8,7 @@ from typing import Any
 
 import faceteer
 import pytest
-from faceteer._effects import Sleep, Unary
-from faceteer._methods import GET_STUDIO
-from faceteer._retries import Attempts, Retries, Timeouts, call
-from faceteer.v1 import studio_pb2
+from faceteer._transport.retries import Attempts, Retries, Timeouts
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.sdk.fake_server import FakeServer, Fault, png
@@ -115,18 +112,26 @@ def test_the_wait_grows_stays_within_its_bounds_and_is_never_less_than_the_serve
     assert wait <= max(backoff, (asked or 0) * 1.25)
 
 
-def test_the_core_is_sans_io_and_can_be_run_by_hand() -> None:
-    operation = call(GET_STUDIO, studio_pb2.GetStudioRequest(), Attempts(Retries(first=1.0), 60))
-    first = next(operation)
-    assert isinstance(first, Unary)
-    assert first.timeout == pytest.approx(60, abs=1)
-    sleep = operation.throw(faceteer.UnavailableError("down"))
-    assert isinstance(sleep, Sleep)
-    assert 0.5 <= sleep.seconds <= 1.0
-    assert isinstance(operation.send(None), Unary)
-    with pytest.raises(StopIteration) as done:
-        operation.send(studio_pb2.GetStudioResponse(bundle="by hand"))
-    assert done.value.value.bundle == "by hand"
+def test_what_arrives_between_two_failures_starts_the_count_anew() -> None:
+    attempts, down = (
+        Attempts(Retries(attempts=3, first=1.0, _random=lambda: 0.0), None),
+        faceteer.UnavailableError("down"),
+    )
+    assert [attempts.pause(down), attempts.pause(down)] == [0.5, 1.0]
+    attempts.progress()
+    assert [attempts.pause(down), attempts.pause(down)] == [0.5, 1.0], "shorter waits again, and as many"
+    with pytest.raises(faceteer.UnavailableError, match="down"):
+        attempts.pause(down)
+
+
+def test_progress_also_forgets_that_the_server_was_unreachable() -> None:
+    attempts, late = Attempts(Retries(), 60), faceteer.DeadlineExceededError("late")
+    attempts.pause(faceteer.ServerUnreachableError("nothing there"))
+    with pytest.raises(faceteer.ServerUnreachableError):
+        attempts.pause(late)
+    attempts.progress()
+    with pytest.raises(faceteer.DeadlineExceededError):
+        attempts.pause(late)
 
 
 def test_one_number_is_every_kinds_deadline() -> None:

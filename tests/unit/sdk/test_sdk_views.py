@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
 import io
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import faceteer
 import numpy as np
 import pytest
-from faceteer import _html
+from faceteer._views import html as views
 from PIL import Image
 from unit.sdk.fake_server import D, FakeServer, png
 
@@ -138,7 +139,7 @@ def test_a_slow_server_holds_a_notebook_up_for_seconds_not_for_minutes(
     server: FakeServer, client: faceteer.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = client.features.many(range(10))
-    monkeypatch.setattr("faceteer._client_features.NOTEBOOK_SECONDS", 0.4)
+    monkeypatch.setattr("faceteer._sync.features.NOTEBOOK_SECONDS", 0.4)
     server.answer_seconds = 0.15
     started = time.monotonic()
     page = read(found._repr_html_())
@@ -187,13 +188,13 @@ def test_a_list_of_fifty_features_with_large_pictures_stays_small(
 
 def test_small_pictures_are_shown_as_they_came_and_large_ones_shrunk() -> None:
     small, large = png(9), noise(600)
-    pictures = _html.Pictures()
-    assert _html.base64.b64encode(small).decode() in pictures.img(small, alt="small")
+    pictures = views.Pictures()
+    assert base64.b64encode(small).decode() in pictures.img(small, alt="small")
     shrunk = pictures.img(large, alt="large")
-    data = _html.base64.b64decode(re.search(r"base64,([^\"]+)", shrunk).group(1))  # type: ignore[union-attr]
+    data = base64.b64decode(re.search(r"base64,([^\"]+)", shrunk).group(1))  # type: ignore[union-attr]
     assert Image.open(io.BytesIO(data)).size == (288, 288)
     assert "<img" not in pictures.img(b"no picture at all", alt="words")
-    tight = _html.Pictures(budget=10)
+    tight = views.Pictures(budget=10)
     assert "<img" not in tight.img(small, alt="words")
     assert tight.left_out == 1
 

@@ -1,7 +1,4 @@
-"""``python -m faceteer.cli``, for when the script is not on the PATH.
-
-Knows nothing but the entry point.
-"""
+"""``python -m faceteer.cli``, for when the script is not on the PATH."""
 
 from faceteer.cli import main
 

@@ -1,7 +1,4 @@
-"""What the commands' words mean: edits, features, output files.
-
-Knows nothing of servers or terminals.
-"""
+"""What the commands' words mean: edits, features, output files."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ def output_format(path: Path) -> str:
     format = _FORMATS.get(path.suffix.lower())
     if format is None:
         ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
-        raise _invalid(f"{path} has {ending}; end it with .png, .webp or .jpg", "output")
+        raise invalid(f"{path} has {ending}; end it with .png, .webp or .jpg", "output")
     check_writable(path)
     return format
 
@@ -53,16 +50,16 @@ def check_page(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() not in (".html", ".htm"):
-        raise _invalid(f"{path} is no name for a page; end it with .html", "save-html")
+        raise invalid(f"{path} is no name for a page; end it with .html", "save-html")
     check_writable(path)
 
 
 def check_writable(path: Path) -> None:
     """Raises InvalidArgumentError unless a file could be put at ``path``."""
     if path.is_dir():
-        raise _invalid(f"{path} is a directory; name a file in it", "output")
+        raise invalid(f"{path} is a directory; name a file in it", "output")
     if not path.parent.is_dir():
-        raise _invalid(f"{path.parent} is no directory; make it first", "output")
+        raise invalid(f"{path.parent} is no directory; make it first", "output")
 
 
 def size_of(word: str | None) -> int | tuple[int, int] | None:
@@ -72,25 +69,25 @@ def size_of(word: str | None) -> int | tuple[int, int] | None:
     if match := re.fullmatch(r"(\d+)(?:[xX×](\d+))?", word.strip()):
         width, height = match.group(1), match.group(2)
         return (int(width), int(height)) if height else int(width)
-    raise _invalid(f"--size {word!r} is neither a number of pixels nor WIDTHxHEIGHT", "size")
+    raise invalid(f"--size {word!r} is neither a number of pixels nor WIDTHxHEIGHT", "size")
 
 
 def _assignment(option: str, word: str) -> tuple[str, float]:
     name, separator, value = word.rpartition("=")
     if not separator or not name.strip():
-        raise _invalid(f"--{option} {word!r} names no value; write --{option} '{word.strip('=')}=1.0'", option)
+        raise invalid(f"--{option} {word!r} names no value; write --{option} '{word.strip('=')}=1.0'", option)
     try:
         return name, float(value)
     except ValueError:
-        raise _invalid(f"--{option} {word!r}: {value!r} is not a number", option) from None
+        raise invalid(f"--{option} {word!r}: {value!r} is not a number", option) from None
 
 
 def _edit(option: str, name: str, value: float, unit: str) -> faceteer.FeatureEdit:
     try:
         return faceteer.FeatureEdit(feature_key(name), option, value, unit)  # type: ignore[arg-type]  # checked there
     except faceteer.InvalidArgumentError as error:
-        raise _invalid(f"--{option} {name!r}: {error.description}", option) from error
+        raise invalid(f"--{option} {name!r}: {error.description}", option) from error
 
 
-def _invalid(description: str, field: str) -> faceteer.InvalidArgumentError:
+def invalid(description: str, field: str) -> faceteer.InvalidArgumentError:
     return faceteer.InvalidArgumentError(description, field=field, description=description)

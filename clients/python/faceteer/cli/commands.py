@@ -1,7 +1,4 @@
-"""The commands: each asks the SDK one thing and shows the answer.
-
-Knows nothing of gRPC, nor of how results are drawn.
-"""
+"""The commands: each asks the SDK one thing and shows the answer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What an edit's command was asked to draw and write, checked before any work is done.
-
-Knows nothing of gRPC, nor of how reports are shown.
-"""
+"""What an edit's command was asked to draw and write, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import faceteer
-from faceteer._values import check_strength
+from faceteer._models.values import check_strength
 from faceteer.cli import arguments, output, show
 
 

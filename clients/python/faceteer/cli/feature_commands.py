@@ -1,7 +1,4 @@
-"""``faceteer features …``: what each feature means.
-
-Knows nothing of gRPC, nor of how results are drawn.
-"""
+"""``faceteer features …``: what each feature means."""
 
 from __future__ import annotations
 

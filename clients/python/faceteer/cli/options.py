@@ -1,7 +1,4 @@
-"""The commands' shared words: options by type and help text, and the client that they lead to.
-
-Knows nothing of what the commands do.
-"""
+"""The commands' shared words: options by type and help text, and the client that they lead to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Results to stdout as JSON, and pictures to files.
-
-Knows nothing of servers.
-"""
+"""Results to stdout as JSON, and pictures to files."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from faceteer._values import shortest
-from faceteer._writing import write_atomically
+from faceteer._files import write_atomically
+from faceteer._models.values import shortest
 
 
 def print_json(value: Any) -> None:

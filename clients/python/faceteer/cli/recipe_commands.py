@@ -1,7 +1,4 @@
-"""``faceteer recipe …``: edits as files.
-
-Knows nothing of gRPC, nor of how results are drawn.
-"""
+"""``faceteer recipe …``: edits as files."""
 
 from __future__ import annotations
 

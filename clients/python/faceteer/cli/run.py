@@ -1,7 +1,4 @@
-"""Runs one command and turns every failure into a sentence and an exit status.
-
-Knows nothing of what the commands do.
-"""
+"""Runs one command and turns every failure into a sentence and an exit status."""
 
 from __future__ import annotations
 

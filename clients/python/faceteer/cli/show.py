@@ -1,7 +1,4 @@
-"""Results for people: tables, bars, a picture of what an edit did.
-
-Knows nothing of servers. Labels are other people's words, so nothing here reads them as markup.
-"""
+"""Results for people: tables, bars, a picture of what an edit did."""
 
 from __future__ import annotations
 

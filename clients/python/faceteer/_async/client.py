@@ -1,0 +1,459 @@
+"""The client of one server: opening, encoding, comparing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+import numpy as np
+from google.protobuf import wrappers_pb2
+
+from faceteer._async.bulk import AsyncBulk, OnError
+from faceteer._async.connection import AsyncConnection, read_picture
+from faceteer._async.editing import AsyncEdit
+from faceteer._async.features import AsyncFeatureLibrary
+from faceteer._async.photo import AsyncPhoto
+from faceteer._errors import FaceteerError, UnknownFeatureError, invalid
+from faceteer._models.difference import Difference, FeatureDifference
+from faceteer._models.edits import FeatureEdit
+from faceteer._models.encoding import Decodable, FeatureEncoding, OnItemError, decode_items, encode_items
+from faceteer._models.photo import OpenedPhoto
+from faceteer._models.pictures import Picture, picture_name
+from faceteer._models.plan import EditPlan, Outcome
+from faceteer._models.report import EditReport
+from faceteer._models.server import HEALTH, SERVICES, ServerStatus
+from faceteer._models.tensors import to_array, to_tensor
+from faceteer._models.values import Settings
+from faceteer._transport.channels import Endpoint, TlsOption
+from faceteer._transport.methods import (
+    DECODE_FEATURES,
+    DIFF_FEATURES,
+    EMBED_PROMPT,
+    ENCODE_FEATURES,
+    ENCODE_TEXTS,
+    HEALTH_CHECK,
+    OPEN_IMAGE,
+    TRANSFER_FEATURES,
+    Method,
+)
+from faceteer._transport.retries import Attempts, Retries, Timeouts
+from faceteer._views.progress import Bar, ProgressOption
+from faceteer.v1 import encoder_pb2, generator_pb2, sae_pb2, studio_pb2, tensor_pb2
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+# Embeddings of a call, whatever the server's limit says: a bounded message.
+_MOST_ITEMS = 256
+
+
+def connect_async(
+    address: str | None = None,
+    *,
+    timeout: float | Timeouts | None = None,
+    tls: TlsOption = False,
+    retries: int | Retries | None = None,
+    metadata: Mapping[str, str] | None = None,
+    access_key: str | None = None,
+) -> AsyncClient:
+    """A client of the Faceteer server at ``address``. It connects at its first call; close it, or use ``async with``.
+
+    Args:
+        address: host:port; FACETEER_ADDRESS, then localhost:50050 when left out.
+        timeout: seconds for every operation, or a :class:`Timeouts`.
+        tls: True, or a :class:`Tls`.
+        retries: how often to try again, or a :class:`Retries`.
+        metadata: sent with every call ("authorization", say).
+        access_key: for features whose safety class the operator gates; FACETEER_ACCESS_KEY when left out. Use TLS with
+            it anywhere but on one machine: it travels as metadata.
+
+    Raises:
+        InvalidArgumentError: the address is none, timeout or retries are negative, or the key cannot travel.
+    """
+    endpoint = Endpoint.of(address, tls, metadata, access_key)
+    return AsyncClient(AsyncConnection(endpoint, Retries.of(retries), Timeouts.of(timeout)))
+
+
+class AsyncClient:
+    """One Faceteer server. Made by :func:`connect_async`; of the event loop that first uses it."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._connection.address
+
+    @property
+    def features(self) -> AsyncFeatureLibrary:
+        """What each feature means."""
+        return AsyncFeatureLibrary(self._connection)
+
+    async def open(self, picture: Picture, *, max_features: int = 1000, timeout: float | None = None) -> AsyncPhoto:
+        """Encodes a picture and names its features.
+
+        Args:
+            picture: a path, a whole file's bytes, a PIL image, or a uint8 array [height, width(, 3 or 4)].
+            max_features: how many of the strongest to keep; 0 keeps all.
+            timeout: seconds, retries included.
+
+        Raises:
+            OSError: the file cannot be read.
+            InvalidArgumentError: no picture, or one that the server cannot read or finds too large.
+        """
+        data = await read_picture(picture)
+        source = studio_pb2.ImageInput(image=data)
+        return await self._open(source, picture_name(picture), max_features, timeout, data)
+
+    async def open_embeds(
+        self, embeds: npt.NDArray[Any], *, max_features: int = 1000, timeout: float | None = None
+    ) -> AsyncPhoto:
+        """Names the features of an embedding [d] without a picture; otherwise as :meth:`open`."""
+        source = studio_pb2.ImageInput(embeds=to_tensor(embeds))
+        return await self._open(source, "embedding", max_features, timeout)
+
+    async def embed_prompt(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        max_features: int = 1000,
+        timeout: float | None = None,
+    ) -> AsyncPhoto:
+        """A photo that was never taken: the embedding that the bundle's prior imagines for a text, opened.
+
+        Args:
+            prompt: what should be in it.
+            negative_prompt: what to steer away from.
+            seed: of the prior's noise; another seed imagines another picture.
+            steps: the prior's denoising steps; 25 when left out.
+            guidance_scale: the prior's; 4 when left out.
+            max_features: how many of the strongest features to keep; 0 keeps all.
+            timeout: seconds, retries included.
+
+        Raises:
+            InvalidArgumentError: an empty prompt, or a value out of range.
+            NotInBundleError: the server's bundle has no prior.
+        """
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise invalid("prompt", "is empty; say what should be in the picture")
+        checked = Settings(seeds=(seed,), steps=steps, guidance_scale=guidance_scale)
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.render)
+        request = generator_pb2.EmbedPromptRequest(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=checked.seeds[0],
+            steps=checked.steps or 0,
+            guidance_scale=checked.guidance_scale,
+        )
+        answer = await self._connection.call(EMBED_PROMPT, request, attempts)
+        # The values are kept, so a server that lets the embedding go is handed them rather than asked to imagine anew.
+        source = studio_pb2.ImageInput(embeds=answer.embedding.embeds)
+        words = " ".join(prompt.split())
+        name = words if len(words) <= 60 else words[:59] + "…"
+        photo = await self._open(source, name, max_features, attempts.remaining)
+        photo._opened.prompt = prompt
+        return photo
+
+    async def diff(
+        self,
+        photo: AsyncPhoto,
+        other: AsyncPhoto,
+        *,
+        coverage: float = 0.9,
+        max_edits: int | None = None,
+        timeout: float | None = None,
+    ) -> Difference:
+        """What leads from ``photo`` to ``other``: the fewest edits that carry the share ``coverage`` of it.
+
+        Features that the operator gates stand in it without a name, and an edit that turns one on is refused without
+        the access key; :meth:`transfer` leaves them out.
+        """
+        _check_share(coverage, max_edits)
+        source, target = photo._opened, other._opened
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
+
+        def request() -> sae_pb2.DiffFeaturesRequest:
+            inputs = source.embeds_input(), target.embeds_input()
+            return sae_pb2.DiffFeaturesRequest(
+                source=inputs[0], target=inputs[1], coverage=coverage, max_edits=max_edits or 0
+            )
+
+        answer = await self._connection.call_with_photos(DIFF_FEATURES, request, [source, target], attempts)
+        labels = {feature.index: feature.label for each in (source, target) for feature in each.features}
+        missing = [edit.feature.index for edit in answer.edits if edit.feature.index not in labels]
+        labels |= await self._labels(missing, attempts.remaining)
+        edits = tuple(FeatureEdit.from_proto(edit, labels.get(edit.feature.index, "")) for edit in answer.edits)
+        features = tuple(
+            FeatureDifference(
+                index=int(edit.feature),
+                label=edit.label,
+                source=source.features.activation(int(edit.feature)),
+                target=target.features.activation(int(edit.feature)),
+                change=edit.value,
+            )
+            for edit in edits
+        )
+        return Difference(features, edits, answer.coverage, answer.differing_features, answer.unexplained)
+
+    async def transfer(
+        self,
+        photo: AsyncPhoto,
+        other: AsyncPhoto,
+        *,
+        reference: AsyncPhoto | None = None,
+        coverage: float = 0.9,
+        max_edits: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncEdit:
+        """An edit of ``photo`` that carries over what ``other`` has and ``reference`` (``photo`` by default) lacks."""
+        _check_share(coverage, max_edits)
+        target, source = photo._opened, other._opened
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
+        photos = [target, source] if reference is None else [target, source, reference._opened]
+
+        def request() -> studio_pb2.TransferFeaturesRequest:
+            return studio_pb2.TransferFeaturesRequest(
+                target=target.image_input(),
+                source=source.image_input(),
+                reference=None if reference is None else reference._opened.image_input(),
+                coverage=coverage,
+                max_edits=max_edits or 0,
+            )
+
+        answer = await self._connection.call_with_photos(TRANSFER_FEATURES, request, photos, attempts)
+        report = EditReport.from_proto(answer.report, answer.edits, answer.revisions, answer.embedding, None)
+        plan = EditPlan.of(target, report.edits)
+        return AsyncEdit(self._connection, replace(plan, coverage=answer.coverage, outcome=Outcome(report)))
+
+    async def encode(
+        self,
+        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        *,
+        batch_size: int = 32,
+        progress: ProgressOption = False,
+        on_error: OnError = "raise",
+        timeout: float | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """The embeddings of many pictures, float32 [n, d], in their order. Nothing but the embeddings is kept.
+
+        Args:
+            pictures: an iterable or an async one, read as the server takes them, at most 2 * batch_size at a time.
+            batch_size: pictures that the server should have at hand at once.
+            progress: True shows a bar on a terminal's stderr; a function is called with (done, total or None).
+            on_error: "raise" the first error, with ``.index``; "skip" the row; "nan"; or a function of (index, error).
+            timeout: seconds for all of them; None (the default) only bounds how long an answer may take.
+        """
+        total = len(pictures) if isinstance(pictures, Sized) else None
+        bar = Bar(progress, "encoding", total)
+        bulk = AsyncBulk(
+            self._connection,
+            pictures,
+            batch_size=batch_size,
+            bar=bar,
+            total=total,
+            on_error=on_error,
+            timeout=timeout,
+        )
+        return await bulk.encode()
+
+    async def encode_texts(self, texts: Sequence[str], *, timeout: float | None = None) -> npt.NDArray[np.float32]:
+        """The embeddings of texts in the pictures' space, float32 [n, d]. NotInBundleError without a text tower."""
+        if isinstance(texts, str):
+            raise invalid("texts", "one string; pass a list of strings")
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
+        facts = (await self._connection.facts(attempts)).encoder
+        texts = list(texts)
+        results = await self._connection.call_in_batches(
+            ENCODE_TEXTS,
+            texts,
+            lambda batch: encoder_pb2.EncodeTextsRequest(texts=batch),
+            facts.max_batch or len(texts) or 1,
+            attempts,
+        )
+        rows = [to_array(result.embedding.embeds) for result in results]
+        return np.stack(rows) if rows else np.empty((0, facts.embed_dim), np.float32)
+
+    @overload
+    async def encode_features(
+        self,
+        embeds: AsyncPhoto | npt.NDArray[Any] | Iterable[AsyncPhoto | npt.NDArray[Any]],
+        *,
+        max_features: int = 0,
+        include_error: bool = False,
+        on_error: Literal["raise"] = "raise",
+        timeout: float | None = None,
+    ) -> list[FeatureEncoding]: ...
+    @overload
+    async def encode_features(
+        self,
+        embeds: AsyncPhoto | npt.NDArray[Any] | Iterable[AsyncPhoto | npt.NDArray[Any]],
+        *,
+        max_features: int = 0,
+        include_error: bool = False,
+        on_error: Literal["return"],
+        timeout: float | None = None,
+    ) -> list[FeatureEncoding | FaceteerError]: ...
+    async def encode_features(
+        self,
+        embeds: AsyncPhoto | npt.NDArray[Any] | Iterable[AsyncPhoto | npt.NDArray[Any]],
+        *,
+        max_features: int = 0,
+        include_error: bool = False,
+        on_error: OnItemError = "raise",
+        timeout: float | None = None,
+    ) -> Any:
+        """The features of embeddings, as numbers, without names: one :class:`FeatureEncoding` each.
+
+        Args:
+            embeds: a photo, an embedding [d], embeddings [n, d], or several of these.
+            max_features: only this many of the strongest; 0 for all that fire.
+            include_error: also the reconstruction error, which :meth:`decode_features` adds back.
+            on_error: "raise" the first item's error, with ``.index``; "return" errors in their items' places.
+            timeout: seconds for all of them.
+        """
+        _check_on_error(on_error)
+        if max_features < 0:
+            raise invalid("max_features", f"{max_features} is negative; 0 keeps all that fire")
+
+        def request(batch: Sequence[tensor_pb2.EmbedsInput]) -> sae_pb2.EncodeFeaturesRequest:
+            return sae_pb2.EncodeFeaturesRequest(inputs=batch, max_features=max_features, include_error=include_error)
+
+        items = encode_items(embeds)
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
+        results = await self._sae_batches(ENCODE_FEATURES, items, request, on_error, attempts)
+        return [
+            one if isinstance(one, FaceteerError) else FeatureEncoding.from_proto(one.encoding, one.cached)
+            for one in results
+        ]
+
+    @overload
+    async def decode_features(
+        self,
+        features: Decodable | Iterable[Decodable],
+        *,
+        on_error: Literal["raise"] = "raise",
+        timeout: float | None = None,
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    async def decode_features(
+        self, features: Decodable | Iterable[Decodable], *, on_error: Literal["return"], timeout: float | None = None
+    ) -> list[npt.NDArray[np.float32] | FaceteerError]: ...
+    async def decode_features(
+        self,
+        features: Decodable | Iterable[Decodable],
+        *,
+        on_error: OnItemError = "raise",
+        timeout: float | None = None,
+    ) -> Any:
+        """Features to embeddings, float32 [n, d]: W_dec f + b_dec, and the error where an encoding brings it.
+
+        Args:
+            features: a :class:`FeatureEncoding`, a mapping of indices to activations (RAW), or several of these.
+            on_error: as for :meth:`encode_features`; with "return" the answer is a list.
+            timeout: seconds for all of them.
+        """
+        _check_on_error(on_error)
+
+        def request(batch: Sequence[sae_pb2.DecodeItem]) -> sae_pb2.DecodeFeaturesRequest:
+            return sae_pb2.DecodeFeaturesRequest(items=batch, element_type=tensor_pb2.ELEMENT_TYPE_FLOAT32)
+
+        items = decode_items(features)
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
+        results = await self._sae_batches(DECODE_FEATURES, items, request, on_error, attempts)
+        if on_error == "return":
+            return [one if isinstance(one, FaceteerError) else to_array(one.embedding.embeds) for one in results]
+        if results:
+            return np.stack([to_array(one.embedding.embeds) for one in results])
+        return np.empty((0, (await self._connection.facts(attempts)).sae.d_in), np.float32)
+
+    async def status(self, *, timeout: float | None = None) -> ServerStatus:
+        """What the server runs, its limits, and whether its services are well."""
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.query)
+        answer = await self._connection.facts(attempts)
+        health = {service: await self._health(service, attempts) for service in SERVICES}
+        started = time.monotonic()
+        await self._health("studio", attempts)
+        round_trip = time.monotonic() - started
+        return ServerStatus.from_proto(answer, address=self.address, health=health, round_trip=round_trip)
+
+    async def close(self) -> None:
+        """Cancels what is under way and lets the connection go."""
+        await self._connection.transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.address}>"
+
+    async def _open(
+        self,
+        source: studio_pb2.ImageInput,
+        name: str,
+        max_features: int,
+        timeout: float | None,
+        data: bytes | None = None,
+    ) -> AsyncPhoto:
+        if max_features < 0:
+            raise invalid("max_features", f"{max_features} is negative; 0 keeps all that fire")
+        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
+        request = studio_pb2.OpenImageRequest(input=source, max_features=max_features)
+        answer = await self._connection.call(OPEN_IMAGE, request, attempts)
+        return AsyncPhoto(self._connection, OpenedPhoto.from_proto(answer, name=name, data=data))
+
+    async def _labels(self, indices: list[int], timeout: float | None) -> dict[int, str]:
+        """The library's labels. It knows nothing of features that the operator gates, and refuses a batch with one of
+        them: halves are asked for until only those are left, and they stay without a label."""
+        try:
+            found = await self.features.many(indices, timeout=timeout or None)
+        except UnknownFeatureError:
+            if len(indices) == 1:
+                return {}
+            half = len(indices) // 2
+            return await self._labels(indices[:half], timeout) | await self._labels(indices[half:], timeout)
+        return {feature.index: feature.label for feature in found}
+
+    async def _sae_batches(
+        self, method: Method[Any], items: Sequence[Any], build: Any, on_error: OnItemError, attempts: Attempts
+    ) -> list[Any]:
+        if not items:
+            return []
+        limit = min((await self._connection.facts(attempts)).sae.max_batch or _MOST_ITEMS, _MOST_ITEMS)
+        keep = on_error == "return"
+        return await self._connection.call_in_batches(method, items, build, limit, attempts, keep_errors=keep)
+
+    async def _health(self, service: str, attempts: Attempts) -> str:
+        """One service's health; asked once, since a failure is an answer too."""
+        request = wrappers_pb2.StringValue(value=f"faceteer.v1.{service.capitalize()}Service")
+        try:
+            answer = await self._connection.transport.unary(HEALTH_CHECK, request, attempts.remaining)
+        except FaceteerError as error:
+            if error.status in ("NOT_FOUND", "UNIMPLEMENTED"):
+                return "unknown"
+            raise
+        return HEALTH.get(answer.value, "unknown")
+
+
+def _check_share(coverage: float, max_edits: int | None) -> None:
+    if not 0 < coverage <= 1:
+        raise invalid("coverage", f"{coverage!r} is not a share above 0 and up to 1")
+    if max_edits is not None and max_edits < 1:
+        raise invalid("max_edits", f"{max_edits!r} is not positive; leave it out for the server's limit")
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "return"):
+        raise invalid("on_error", f"{on_error!r} is unknown; pass raise or return")

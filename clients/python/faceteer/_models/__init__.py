@@ -1,0 +1,1 @@
+"""Plain values: pictures, edits, reports, recipes, features. They convert themselves and make no call."""

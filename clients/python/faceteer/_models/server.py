@@ -1,0 +1,141 @@
+"""What a server runs, its limits, and whether its services are well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from faceteer._models.features import LibraryFacts
+from faceteer._models.values import Revisions, Settings
+from faceteer._models.wire import copied, word
+from faceteer.v1 import generator_pb2, studio_pb2
+
+#: grpc.health.v1's answers by number.
+HEALTH = {1: "serving", 2: "not serving", 3: "unknown"}
+SERVICES = ("encoder", "sae", "generator", "library", "studio")
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """The encoder: embedding length, picture size in pixels, and limits."""
+
+    revision: str
+    embed_dim: int
+    image_size: int
+    max_batch: int
+    max_image_bytes: int
+    max_image_pixels: int
+    has_text_tower: bool
+
+
+@dataclass(frozen=True)
+class SaeFacts:
+    """The sparse autoencoder: d_in, number of features, and limits."""
+
+    revision: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    k: int
+    has_statistics: bool
+    max_batch: int
+    max_edits: int
+
+
+@dataclass(frozen=True)
+class GeneratorFacts:
+    """The decoder: sizes (width, height; the first is the default), default settings, schedulers, and limits.
+
+    Attributes:
+        has_prior: whether :meth:`Client.embed_prompt` is served.
+        kind: "kandinsky-2-2" or "sdxl-ip-adapter".
+        reads_images: whether ``keep_layout`` is served.
+        size_multiple: other sizes are served too when both sides are multiples of this; 0: only those listed.
+        max_pixels: the most pixels of such a size.
+    """
+
+    revision: str
+    sizes: tuple[tuple[int, int], ...]
+    defaults: Settings
+    schedulers: tuple[str, ...]
+    max_steps: int
+    max_seeds: int
+    has_prior: bool
+    kind: str = ""
+    reads_images: bool = False
+    size_multiple: int = 0
+    max_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """What answers at an address.
+
+    Attributes:
+        address: where.
+        bundle: the models' name.
+        version: the server's own.
+        revisions: all parts'.
+        health: "serving", "not serving" or "unknown", by service ("encoder", "sae", "generator", "library", "studio").
+        round_trip: seconds that the last empty call took.
+        library: what the library covers.
+    """
+
+    address: str
+    bundle: str
+    version: str
+    revisions: Revisions
+    encoder: EncoderFacts
+    sae: SaeFacts
+    generator: GeneratorFacts
+    health: dict[str, str]
+    round_trip: float
+    library: LibraryFacts = field(default_factory=LibraryFacts)
+
+    @classmethod
+    def from_proto(
+        cls, message: studio_pb2.GetStudioResponse, *, address: str, health: dict[str, str], round_trip: float
+    ) -> ServerStatus:
+        """From the wire, with what was learnt beside it."""
+        generator = message.generator
+        return cls(
+            address=address,
+            bundle=message.bundle,
+            version=message.version,
+            revisions=Revisions.from_proto(message.revisions),
+            encoder=copied(EncoderFacts, message.encoder),
+            sae=copied(SaeFacts, message.sae),
+            generator=copied(
+                GeneratorFacts,
+                generator,
+                sizes=tuple((size.width, size.height) for size in generator.sizes),
+                defaults=Settings.from_proto(generator.defaults),
+                schedulers=tuple(word(generator_pb2.Scheduler, number) for number in generator.schedulers),
+            ),
+            health=health,
+            round_trip=round_trip,
+            library=LibraryFacts.from_proto(message.library),
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every service serves."""
+        return all(state == "serving" for state in self.health.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        generator = dict(vars(self.generator))
+        generator["sizes"] = [list(size) for size in self.generator.sizes]
+        generator["schedulers"] = list(self.generator.schedulers)
+        defaults = dict(vars(self.generator.defaults))
+        defaults["size"] = list(self.generator.defaults.size or ()) or None
+        defaults.pop("seeds")
+        return {
+            **vars(self),
+            "revisions": dict(vars(self.revisions)),
+            "encoder": dict(vars(self.encoder)),
+            "sae": dict(vars(self.sae)),
+            "generator": {**generator, "defaults": defaults},
+            "health": dict(self.health),
+            "library": self.library.to_dict(),
+        }

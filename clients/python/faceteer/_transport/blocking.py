@@ -1,0 +1,140 @@
+"""The blocking channel, usable from several threads: the same names as :mod:`faceteer._transport.aio`."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from faceteer._errors import CancelledError, FaceteerError
+from faceteer._transport.channels import Endpoint
+from faceteer._transport.methods import Method
+from faceteer._transport.status import error_from_rpc
+
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+#: What :func:`next_item` gives when there are no more.
+END: Any = type("End", (), {"__repr__": lambda self: "END"})()
+
+
+class Transport:
+    """One channel, usable from several threads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._channel: grpc.Channel = endpoint.channel()
+        self._calls: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._closed = False
+
+    def unary(self, method: Method[R], request: Message, timeout: float | None) -> R:
+        """One request, one response. Raises FaceteerError."""
+        call = self._call("unary_unary", method)
+        try:
+            response: R = call(request, timeout=timeout, metadata=self._endpoint.metadata)
+        except grpc.RpcError as error:
+            raise self.translated(error, timeout) from error
+        return response
+
+    def stream(self, method: Method[R], request: Message | None, timeout: float | None) -> Stream[R]:
+        """A stream of responses to one request or, without one, to those that are written to it."""
+        stream: Stream[R] = Stream(self, timeout)
+        call = self._call("stream_stream" if request is None else "unary_stream", method)
+        outgoing = stream.outgoing() if request is None else request
+        stream.call = call(outgoing, timeout=timeout, metadata=self._endpoint.metadata)
+        return stream
+
+    def close(self) -> None:
+        """Cancels what is under way."""
+        self._closed = True
+        self._channel.close()
+
+    def check_open(self) -> None:
+        """Raises CancelledError when the client was closed."""
+        if self._closed:
+            raise CancelledError("the client is closed")
+
+    def translated(self, error: Any, timeout: float | None) -> FaceteerError:
+        """gRPC's error as ours."""
+        if self._closed:
+            return CancelledError("the client was closed during the call")
+        return error_from_rpc(error, address=self._endpoint.address, timeout=timeout)
+
+    def _call(self, kind: str, method: Method[Any]) -> Callable[..., Any]:
+        self.check_open()
+        call = self._calls.get((kind, method.path))
+        if call is None:
+            call = self._calls[kind, method.path] = method.bound_to(self._channel, kind)
+        return call
+
+
+class Stream(Generic[R]):
+    """An open call, cancelled when its ``with`` block is left."""
+
+    def __init__(self, transport: Transport, timeout: float | None) -> None:
+        self._transport = transport
+        self._timeout = timeout
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.call: Any = None
+
+    def receive(self) -> R | None:
+        """The next message, or None at the end. Raises FaceteerError."""
+        self._transport.check_open()
+        try:
+            message: R | None = next(self.call, None)
+        except grpc.RpcError as error:
+            raise self._transport.translated(error, self._timeout) from error
+        return message
+
+    def write(self, message: Message) -> None:
+        """Queues a message; never blocks, so the caller bounds what is under way."""
+        self._requests.put(message)
+
+    def done_writing(self) -> None:
+        """Says that no further message comes."""
+        self._requests.put(END)
+
+    def outgoing(self) -> Iterator[Any]:
+        """What gRPC sends, taken on a thread of its own until END."""
+        while (message := self._requests.get()) is not END:
+            yield message
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._requests.put(END)
+        self.call.cancel()
+
+
+def sleep(seconds: float) -> None:
+    """Waits."""
+    time.sleep(seconds)
+
+
+def work(function: Callable[[], T]) -> T:
+    """Runs what blocks (reading a file, decoding a picture) where it is called."""
+    return function()
+
+
+def tell(callback: Callable[..., Any], *arguments: Any) -> None:
+    """Calls the user's callback."""
+    callback(*arguments)
+
+
+def items_of(source: Any) -> Any:
+    """An iterator over an iterable. Raises TypeError when it is none."""
+    return iter(source)
+
+
+def next_item(items: Any) -> Any:
+    """The next of :func:`items_of`, or END."""
+    return next(items, END)
+
+
+def fetch_for_view(fetch: Callable[[], None]) -> None:
+    """Fetches what a view lacks before it is shown."""
+    fetch()

@@ -1,0 +1,5 @@
+"""What people see: values as HTML, and progress on a terminal. Importing it registers the views."""
+
+from faceteer._views import features, photos
+
+__all__ = ["features", "photos"]
