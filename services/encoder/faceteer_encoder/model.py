@@ -1,12 +1,9 @@
-"""The CLIP model: pixels and texts to embeddings.
-
-Knows nothing of picture files, of the cache, or of how calls arrive.
-"""
+"""The CLIP model: pixels and texts to embeddings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +146,8 @@ def _load_weights(model_cfg: dict[str, Any], directory: Path, dtype: torch.dtype
         model = _build(model_cfg)
     if _is_transformers(directory):
         path = directory / transformers_layout.IMAGE / transformers_layout.WEIGHTS
-        config, name_in_file = transformers_layout.CONFIG, transformers_layout.name_in_file
+        config = transformers_layout.CONFIG
+        name_in_file: Callable[[str], str] = transformers_layout.name_in_file
         text = None
         if "text_cfg" in model_cfg:
             text = load_tensors(directory / transformers_layout.TEXT / transformers_layout.WEIGHTS, dtype)

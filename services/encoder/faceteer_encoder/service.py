@@ -1,6 +1,6 @@
 """Wires the encoder service together from what a process shares.
 
-Knows nothing of how it is served: alone, or with others in one process.
+It may be served alone, or with others in one process.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import asyncio
 import grpc.aio
 import numpy as np
 import torch
-from faceteer.v1 import encoder_pb2_grpc
+from faceteer.v1 import encoder_pb2, encoder_pb2_grpc
 from faceteer_runtime.batching import ModelWorker
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.service import Resources, Service
 
-from faceteer_encoder.embeddings import Embeddings
+from faceteer_encoder.application import EncoderApplication
 from faceteer_encoder.model import load_encoder
 from faceteer_encoder.onnx_engine import DEFAULT_PATH, OnnxVisual
-from faceteer_encoder.servicer import EncoderIdentity, EncoderServicer
+from faceteer_encoder.servicer import EncoderServicer
 from faceteer_encoder.settings import EncoderSettings
 
 NAME = "faceteer.v1.EncoderService"
@@ -49,27 +49,28 @@ def build(resources: Resources) -> Service:
             OnnxVisual(path, encoder_revision=part.revision, device=settings.device, threads=settings.threads)
         )
     worker = ModelWorker("encoder")
-    embeddings = Embeddings(
+    application = EncoderApplication(
         encoder,
         preprocessor,
         part.revision,
         cache=resources.cache,
         worker=worker,
         metrics=resources.metrics,
+        settings=settings,
+    )
+    card = encoder_pb2.GetEncoderResponse(
+        revision=part.revision,
+        bundle=resources.bundle.name,
+        embed_dim=encoder.embed_dim,
+        image_size=preprocessor.size[0],
+        context_length=encoder.context_length,
+        has_text_tower=encoder.has_text_tower,
         max_batch=settings.encoder_max_batch,
-        model_batch=settings.encoder_model_batch,
-        max_queue=settings.max_queue,
-        decode_threads=settings.encoder_decode_threads,
+        max_image_bytes=settings.encoder_max_image_bytes,
+        max_image_pixels=settings.encoder_max_image_pixels,
     )
-    identity = EncoderIdentity(
-        part.revision,
-        resources.bundle.name,
-        encoder.embed_dim,
-        preprocessor.size[0],
-        encoder.context_length,
-        encoder.has_text_tower,
-    )
-    servicer = EncoderServicer(embeddings, identity, settings)
+    # Enough for the model to work on one batch while the next is decoded.
+    servicer = EncoderServicer(application, card, stream_window=2 * settings.encoder_model_batch)
 
     def register(server: grpc.aio.Server) -> None:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server)
@@ -82,7 +83,7 @@ def build(resources: Resources) -> Service:
             await worker.run(encoder.encode_texts, ["a picture"])
 
     async def close() -> None:
-        await embeddings.close()
+        await application.close()
         await asyncio.to_thread(worker.close)
 
     return Service(NAME, register, warm_up, close)

@@ -1,7 +1,5 @@
 """One thread for the model, and batches that grow under load.
 
-Knows nothing of the model, of gRPC or of torch: ``run`` takes a list and returns a list.
-
 A batch is formed at the moment when the model thread takes it, from whatever waits then: an idle model takes a single
 item at once, a busy one finds more of them. There is no timer.
 """
@@ -15,29 +13,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from faceteer_runtime.errors import Draining, QueueFull
 from faceteer_runtime.metrics import Metrics
+from faceteer_runtime.outcome import Computed, Failed
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _MIN_RETRY_S = 0.05
-
-
-class Batched(NamedTuple, Generic[R]):
-    """One item's result.
-
-    Attributes:
-        value: what the model made of the item.
-        queue_us: microseconds from submit until the model took the batch.
-        compute_us: microseconds of the batch in the model.
-    """
-
-    value: R
-    queue_us: int
-    compute_us: int
 
 
 class ModelWorker:
@@ -52,7 +37,8 @@ class ModelWorker:
     async def run(self, function: Callable[..., R], *args: Any) -> R:
         """Calls ``function(*args)`` on the thread and returns or raises what it does.
 
-        A caller that is cancelled before the call began takes it with it; one that has begun runs to its end unheard.
+        A caller that is cancelled before the call began cancels it too; a call that has begun runs on, and its result
+        is dropped.
 
         Raises:
             Draining: the worker is closed.
@@ -106,7 +92,7 @@ class ModelWorker:
 class _Item(Generic[T, R]):
     __slots__ = ("future", "submitted", "value")
 
-    def __init__(self, value: T, future: asyncio.Future[Batched[R]]) -> None:
+    def __init__(self, value: T, future: asyncio.Future[Computed[R]]) -> None:
         self.value = value
         self.future = future
         self.submitted = time.perf_counter()
@@ -153,7 +139,7 @@ class MicroBatcher(Generic[T, R]):
         self._queue_seconds = metrics.queue_seconds.labels(name)
         self._model_seconds = metrics.model_seconds.labels(name)
 
-    async def submit(self, item: T) -> Batched[R]:
+    async def submit(self, item: T) -> Computed[R]:
         """Waits for the item's result.
 
         Raises:
@@ -231,7 +217,7 @@ class MicroBatcher(Generic[T, R]):
         loop = batch[0].future.get_loop()
         _tell(loop, self._deliver, batch, outcomes, started, seconds)
 
-    def _outcomes(self, values: list[T]) -> list[R | BaseException]:
+    def _outcomes(self, values: list[T]) -> list[R | Failed]:
         """Results aligned with ``values``; when the batch fails, each item alone, so that a bad one fails alone."""
         try:
             results = self._run(values)
@@ -240,7 +226,7 @@ class MicroBatcher(Generic[T, R]):
             return list(results)
         except BaseException as error:
             if len(values) == 1:
-                return [error]
+                return [Failed(error)]
         return [self._outcomes([value])[0] for value in values]
 
     def _fail_rest(self) -> None:
@@ -253,17 +239,15 @@ class MicroBatcher(Generic[T, R]):
 
     # -- back on the loop --------------------------------------------------------------------
 
-    def _deliver(
-        self, batch: list[_Item[T, R]], outcomes: list[R | BaseException], started: float, seconds: float
-    ) -> None:
+    def _deliver(self, batch: list[_Item[T, R]], outcomes: list[R | Failed], started: float, seconds: float) -> None:
         compute_us = int(seconds * 1e6)
         for entry, outcome in zip(batch, outcomes, strict=True):
             waited = started - entry.submitted
             self._queue_seconds.observe(waited)
-            if isinstance(outcome, BaseException):
-                _fail(entry.future, outcome)
+            if isinstance(outcome, Failed):
+                _fail(entry.future, outcome.error)
             else:
-                _resolve(entry.future, Batched(outcome, int(waited * 1e6), compute_us))
+                _resolve(entry.future, Computed(outcome, int(waited * 1e6), compute_us))
         self._sizes.observe(len(batch))
         self._model_seconds.observe(seconds)
         self._depth.set(len(self._waiting))

@@ -1,7 +1,4 @@
-"""``Tensor`` messages to numpy arrays and back.
-
-Knows nothing of what the numbers mean; every mismatch is an :class:`InvalidField` that names the field.
-"""
+"""``Tensor`` and ``EmbedsInput`` messages to numpy arrays and back; a mismatch is an :class:`InvalidField`."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ _DTYPES: dict[int, np.dtype] = {
     tensor_pb2.ELEMENT_TYPE_FLOAT16: np.dtype("<f2"),
 }
 _MAX_DIMENSIONS = 8
+_LARGEST_HALF = 65504.0
 
 
 def to_array(
@@ -64,21 +62,36 @@ def to_array(
     return array
 
 
+def to_embeds(source: tensor_pb2.EmbedsInput, *, field: str, dim: int) -> str | np.ndarray:
+    """Reads where an embedding comes from: the id of an earlier answer, or the values, float32 [dim].
+
+    Raises:
+        InvalidField: neither is given, or the values cannot be used.
+    """
+    given = source.WhichOneof("source")
+    if given is None:
+        raise InvalidField(field, "is missing; give embeds or an embedding_id")
+    if given == "embedding_id":
+        return source.embedding_id
+    return to_array(source.embeds, field=f"{field}.embeds", shape=(dim,))
+
+
 def to_tensor(
     array: np.ndarray, element_type: tensor_pb2.ElementType.ValueType = tensor_pb2.ELEMENT_TYPE_FLOAT32
 ) -> tensor_pb2.Tensor:
     """Writes an array as a tensor of ``element_type``; UNSPECIFIED is float32.
 
     Raises:
-        InvalidField: an element type that is not in the contract.
+        InvalidField: an element type that is not in the contract, or that cannot hold the values.
     """
     if element_type == tensor_pb2.ELEMENT_TYPE_UNSPECIFIED:
         element_type = tensor_pb2.ELEMENT_TYPE_FLOAT32
     dtype = _DTYPES.get(element_type)
     if dtype is None:
         raise InvalidField("element_type", "must be ELEMENT_TYPE_FLOAT32 or ELEMENT_TYPE_FLOAT16")
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(array, dtype=dtype)
+    if dtype == np.float16 and np.size(array) and np.abs(array).max() > _LARGEST_HALF:
+        raise InvalidField("element_type", "the values do not fit float16; ask for float32")
+    values = np.ascontiguousarray(array, dtype=dtype)
     return tensor_pb2.Tensor(element_type=element_type, shape=np.shape(array), data=values.tobytes())
 
 

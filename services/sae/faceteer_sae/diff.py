@@ -1,7 +1,4 @@
-"""The smallest set of edits that carries a given share of the difference between two embeddings.
-
-Knows nothing of pictures, protobuf or the cache.
-"""
+"""The smallest set of edits that carries a given share of the difference between two embeddings."""
 
 from __future__ import annotations
 
@@ -37,6 +34,18 @@ class FeatureDiff(NamedTuple):
     unexplained: float
 
 
+def check_coverage(coverage: float) -> float:
+    """The share to carry, 0 standing for the default.
+
+    Raises:
+        InvalidField: it is not in (0, 1].
+    """
+    coverage = coverage or DEFAULT_COVERAGE
+    if not 0 < coverage <= 1:
+        raise InvalidField("coverage", f"must lie in (0, 1], not {coverage:g}; 0 means {DEFAULT_COVERAGE}")
+    return coverage
+
+
 def diff_features(
     sae: SparseAutoencoder,
     source: np.ndarray,
@@ -64,12 +73,7 @@ def diff_features(
         target_features: f(target).
         coverage: in (0, 1].
         max_edits: most features to pick; then the share carried may be less than asked.
-
-    Raises:
-        InvalidField: coverage is not in (0, 1].
     """
-    if not 0 < coverage <= 1:
-        raise InvalidField("coverage", f"must lie in (0, 1], not {coverage:g}; 0 means {DEFAULT_COVERAGE}")
     union = np.union1d(source_features.top_indices, target_features.top_indices).astype(np.int64)
     values = target_features.at(union) - source_features.at(union)
     union, values = union[values != 0], values[values != 0]

@@ -3,8 +3,6 @@
 The decoder is linear, so re-adding the reconstruction error after decoding the changed features cancels b_dec, the
 error and every feature that was not edited (Daujotas 2024): k edits cost k decoder rows, no pass over all features.
 Edits commute, because each refers to f(x) of the unedited embedding.
-
-Knows nothing of protobuf, of labels, or of how f(x) was come by.
 """
 
 from __future__ import annotations
@@ -46,6 +44,22 @@ class Unit(IntEnum):
 _ADD, _SCALE, _ABLATE, _SWITCH = map(int, (Operation.ADD, Operation.SCALE, Operation.ABLATE, Operation.SWITCH))
 _RAW = int(Unit.RAW)
 _OPERATIONS, _UNITS = frozenset(map(int, Operation)), frozenset({0, *map(int, Unit)})
+
+
+class EditColumns(NamedTuple):
+    """k edits as they were asked for, column by column.
+
+    Attributes:
+        indices: int64 [k], of the features.
+        operations: int64 [k], see :class:`Operation`.
+        values: float64 [k].
+        units: int64 [k], see :class:`Unit`; 0 means SCALED.
+    """
+
+    indices: np.ndarray
+    operations: np.ndarray
+    values: np.ndarray
+    units: np.ndarray
 
 
 class Edits(NamedTuple):
@@ -108,23 +122,11 @@ class Measured(NamedTuple):
     drifted_after: np.ndarray
 
 
-def check_edits(
-    indices: np.ndarray,
-    operations: np.ndarray,
-    values: np.ndarray,
-    units: np.ndarray,
-    *,
-    d_sae: int,
-    statistics: FeatureStatistics | None,
-    max_edits: int,
-) -> Edits:
+def check_edits(columns: EditColumns, *, d_sae: int, statistics: FeatureStatistics | None, max_edits: int) -> Edits:
     """Checks k edits and works out their rivals.
 
     Args:
-        indices: int64 [k].
-        operations: int64 [k], see :class:`Operation`.
-        values: float64 [k].
-        units: int64 [k], see :class:`Unit`; 0 means SCALED.
+        columns: the edits.
         d_sae: number of features.
         statistics: p99 and rivals, or None.
         max_edits: the limit on k.
@@ -132,12 +134,13 @@ def check_edits(
     Raises:
         BatchTooLarge, InvalidField, UnknownFeature, NotInBundle: the first edit at fault, by its field.
     """
+    indices, operations, values, units = columns
     k = len(indices)
     if k > max_edits:
         raise BatchTooLarge("edits", k, max_edits)
     # Sets of plain numbers answer most questions at once; each numpy call costs microseconds, however few the edits.
     kinds, measures = set(operations.tolist()), set(units.tolist())
-    _refuse_wrong(indices, operations, values, units, kinds, measures, d_sae)
+    _refuse_wrong(columns, kinds, measures, d_sae)
     terms, scaled = values, units != _RAW
     for kind in kinds & {_SCALE, _ABLATE}:
         terms, scaled = np.where(operations == kind, 0.0, terms), scaled & (operations != kind)
@@ -221,22 +224,14 @@ def edit_warnings(edits: Edits, edited: Edited, statistics: FeatureStatistics | 
     ]
 
 
-def _refuse_wrong(
-    indices: np.ndarray,
-    operations: np.ndarray,
-    values: np.ndarray,
-    units: np.ndarray,
-    kinds: set[int],
-    measures: set[int],
-    d_sae: int,
-) -> None:
+def _refuse_wrong(columns: EditColumns, kinds: set[int], measures: set[int], d_sae: int) -> None:
     """Raises on the first edit at fault; ``kinds`` and ``measures`` are all operations and all units that occur."""
+    indices, operations, values, units = columns
     named = set(indices.tolist())
     if named and not (indices.min() >= 0 and indices.max() < d_sae):
         at = _first((indices < 0) | (indices >= d_sae))
-        unknown = UnknownFeature(f"edits[{at}].feature: no feature {indices[at]}; indices are below {d_sae}")
-        unknown.field = f"edits[{at}].feature"
-        raise unknown
+        field = f"edits[{at}].feature"
+        raise UnknownFeature(f"{field}: no feature {indices[at]}; indices are below {d_sae}").at(field)
     if not kinds <= _OPERATIONS:
         at = _first((operations < 1) | (operations > _SWITCH))
         raise InvalidField(f"edits[{at}].operation", "must be SET, ADD, SCALE, ABLATE or SWITCH")
@@ -257,6 +252,20 @@ def _refuse_wrong(
                     f"edits[{at}].feature", f"feature {index} is edited by edits[{seen[index]}] already; edit it once"
                 )
             seen[index] = at
+
+
+def activations(
+    edits: Edits, edited: Edited, measured: Measured | None, statistics: FeatureStatistics | None
+) -> dict[str, np.ndarray]:
+    """What the report says of each edit, float32 [m]: before, requested and, if measured, achieved, each in RAW and, as
+    ``<name>_scaled``, in SCALED units (0 without statistics)."""
+    raw = {"before": edited.before, "requested": edited.requested}
+    if measured is not None:
+        raw["achieved"] = measured.achieved
+    if statistics is None:
+        none = np.zeros(len(edits.indices), np.float32)
+        return raw | dict.fromkeys((f"{name}_scaled" for name in raw), none)
+    return raw | {f"{name}_scaled": statistics.scaled(edits.indices, values) for name, values in raw.items()}
 
 
 def _without_statistics(scaled: np.ndarray, switch: np.ndarray | None) -> NotInBundle:

@@ -1,7 +1,4 @@
-"""What is said about one embedding's features: how many, how well they explain it, and whether it looks right.
-
-Knows nothing of how the features were found or where they are kept.
-"""
+"""What is said about one embedding's features: how many, how well they explain it, and whether it looks right."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from faceteer_runtime.errors import InvalidField
+from faceteer_runtime.record import Record
 
 from faceteer_sae.model import FeatureActivations, SparseAutoencoder
 from faceteer_sae.statistics import FeatureStatistics
@@ -37,6 +36,14 @@ class Encoding(NamedTuple):
     explained_variance: float
     cosine: float
     norm: float
+
+
+class Strongest(NamedTuple):
+    """Features, strongest first: int32 [m], RAW float32 [m], and SCALED float32 [m], empty without statistics."""
+
+    indices: np.ndarray
+    raw: np.ndarray
+    scaled: np.ndarray
 
 
 class InputWarning(NamedTuple):
@@ -77,34 +84,30 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return max(-1.0, min(1.0, float(wide_a @ wide_b) / length)) if length > 0 else 0.0
 
 
-def strongest(
-    features: FeatureActivations, statistics: FeatureStatistics | None, at_most: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices, RAW and SCALED activations, strongest first.
-
-    Order is by SCALED activation where there are statistics (``scaled`` is empty otherwise), else by RAW. ``at_most``
-    0 returns all.
-    """
+def strongest(features: FeatureActivations, statistics: FeatureStatistics | None, at_most: int = 0) -> Strongest:
+    """The features in order of their SCALED activation where there are statistics, else of RAW; 0 returns all."""
     indices, raw = features.top_indices, features.top_acts
     scaled = statistics.scaled(indices, raw) if statistics is not None else np.empty(0, np.float32)
     order = np.argsort(-(scaled if statistics is not None else raw), kind="stable")
     if at_most:
         order = order[:at_most]
-    return indices[order], raw[order], scaled[order] if statistics is not None else scaled
+    return Strongest(indices[order], raw[order], scaled[order] if statistics is not None else scaled)
 
 
-def input_warnings(metadata: Mapping[str, Any], norm: float, l0: int | None) -> list[InputWarning]:
+def input_warnings(metadata: Mapping[str, Any], x: np.ndarray, encoding: Encoding | None) -> list[InputWarning]:
     """What is odd about an embedding, by ``metadata["embedding_statistics"]`` of the SAE's cfg.json.
 
     Args:
         metadata: as SaeConfig has it; without the statistics nothing is odd.
-        norm: of the embedding.
-        l0: how many features fire on it, or None where that is not known.
+        x: the embedding, float32 [d_in].
+        encoding: its features, or None where they are not known: then only its norm is judged.
     """
     known = metadata.get("embedding_statistics")
     if not isinstance(known, Mapping):
         return []
     found = []
+    norm = encoding.norm if encoding is not None else float(np.linalg.norm(x.astype(np.float64)))
+    l0 = encoding.l0 if encoding is not None else None
     for name, value, slack, code, cause in (
         ("norm", norm, _NORM_SLACK, "NORM_OUT_OF_RANGE", "was it normalised, centred, or made by another encoder?"),
         ("l0", l0, _L0_SLACK, "L0_OUT_OF_RANGE", "wrong preprocessing or precision is the usual cause"),
@@ -119,3 +122,38 @@ def input_warnings(metadata: Mapping[str, Any], norm: float, l0: int | None) -> 
                 InputWarning(code, f"{what} is {value:.4g}, the training corpus has {low:.4g} to {high:.4g}; {cause}")
             )
     return found
+
+
+def check_size(x: np.ndarray, field: str) -> np.ndarray:
+    """``x`` itself.
+
+    Raises:
+        InvalidField: a value is beyond :data:`LARGEST_VALUE`, or not finite.
+    """
+    if not (np.abs(x) <= LARGEST_VALUE).all():
+        raise InvalidField(field, f"holds values beyond {LARGEST_VALUE:g}, which no embedding comes near")
+    return x
+
+
+def to_record(encoding: Encoding) -> Record:
+    """An encoding as the cache holds it."""
+    features = encoding.features
+    summary = (features.kth_pre_act, encoding.explained_variance, encoding.cosine, encoding.norm)
+    return {
+        "indices": features.top_indices,
+        "activations": features.top_acts,
+        "summary": np.array(summary, dtype=np.float64),
+    }
+
+
+def from_record(record: Record, d_sae: int) -> Encoding | None:
+    """The encoding again; None for a record that is not of this form (another version's, say)."""
+    indices, acts, summary = (record.get(name) for name in ("indices", "activations", "summary"))
+    if not (isinstance(indices, np.ndarray) and isinstance(acts, np.ndarray) and isinstance(summary, np.ndarray)):
+        return None
+    if indices.dtype != np.int32 or acts.dtype != np.float32 or indices.shape != acts.shape or summary.shape != (4,):
+        return None
+    if len(indices) and (indices[0] < 0 or indices[-1] >= d_sae):
+        return None
+    kth_pre_act, explained_variance, cosine, norm = summary.tolist()
+    return Encoding(FeatureActivations(indices, acts, kth_pre_act), len(indices), explained_variance, cosine, norm)

@@ -1,7 +1,4 @@
-"""The sparse autoencoder: embeddings to features and features to embeddings.
-
-Knows nothing of edits, of the cache, or of how calls arrive.
-"""
+"""The sparse autoencoder: embeddings to features and features to embeddings."""
 
 from __future__ import annotations
 
@@ -141,6 +138,11 @@ class SparseAutoencoder:
     def directions(self, indices: np.ndarray) -> np.ndarray:
         """Decoder vectors d_i of m features, float32 [m, d_in]."""
         return self._W_dec.take(indices)
+
+    @property
+    def fires_by_rank(self) -> bool:
+        """Whether a feature's activation depends on all others (topk): then it takes a full pass to know even one."""
+        return self.threshold is None
 
     @property
     def encoder_rows(self) -> Rows:

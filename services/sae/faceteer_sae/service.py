@@ -1,6 +1,6 @@
 """Wires the SAE service together from what a process shares.
 
-Knows nothing of how it is served: alone, or with others in one process.
+It may be served alone, or with others in one process.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import asyncio
 
 import grpc.aio
 import torch
-from faceteer.v1 import sae_pb2_grpc
+from faceteer.v1 import sae_pb2, sae_pb2_grpc
 from faceteer_runtime.batching import ModelWorker
 from faceteer_runtime.service import Resources, Service
 
-from faceteer_sae.encodings import Encodings
+from faceteer_sae.application import SaeApplication
 from faceteer_sae.features import encode
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.servicer import SaeIdentity, SaeServicer
+from faceteer_sae.servicer import SaeServicer
 from faceteer_sae.settings import SaeSettings
 from faceteer_sae.statistics import load_statistics
 
@@ -35,20 +35,30 @@ def build(resources: Resources) -> Service:
     sae = SparseAutoencoder.load(part.path, settings.device, settings.sae_screening)
     statistics = load_statistics(part.path, sae.d_in, sae.d_sae)
     worker = ModelWorker("sae")
-    encodings = Encodings(
+    encoder_revision = str(part.facts.get("encoder_revision", ""))
+    application = SaeApplication(
         sae,
         statistics,
-        part.revision,
+        revision=part.revision,
+        encoder_revision=encoder_revision,
         cache=resources.cache,
         worker=worker,
         metrics=resources.metrics,
+        settings=settings,
+    )
+    card = sae_pb2.GetSaeResponse(
+        revision=part.revision,
+        bundle=resources.bundle.name,
+        encoder_revision=encoder_revision,
+        architecture=sae.architecture,
+        d_in=sae.d_in,
+        d_sae=sae.d_sae,
+        k=sae.k,
+        has_statistics=statistics is not None,
         max_batch=settings.sae_max_batch,
-        max_queue=settings.max_queue,
+        max_edits=settings.sae_max_edits,
     )
-    identity = SaeIdentity(part.revision, str(part.facts.get("encoder_revision", "")), resources.bundle.name)
-    servicer = SaeServicer(
-        sae, statistics, identity, encodings=encodings, cache=resources.cache, worker=worker, settings=settings
-    )
+    servicer = SaeServicer(application, card)
 
     def register(server: grpc.aio.Server) -> None:
         sae_pb2_grpc.add_SaeServiceServicer_to_server(servicer, server)
@@ -59,7 +69,7 @@ def build(resources: Resources) -> Service:
         await worker.run(encode, sae, statistics, [sae.b_dec])
 
     async def close() -> None:
-        encodings.close()
+        application.close()
         await asyncio.to_thread(worker.close)
 
     return Service(NAME, register, warm_up, close)

@@ -1,193 +1,94 @@
 """SaeService over gRPC: messages to arrays, arrays to messages.
 
-Knows nothing of how features are found or edits are made.
+Reports of hundreds of edits are written as wire bytes by numpy and parsed at once: setting 1,800 fields one by one in
+Python would cost more than the edit itself.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
-from faceteer.v1 import edits_pb2, sae_pb2, sae_pb2_grpc, tensor_pb2
-from faceteer_runtime.batching import ModelWorker
-from faceteer_runtime.cache import Cache
-from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
-from faceteer_runtime.errors import BatchTooLarge, EmbeddingExpired, FaceteerError, InvalidField, RevisionMismatch
+from faceteer.v1 import edits_pb2, execution_pb2, sae_pb2, sae_pb2_grpc, tensor_pb2
+from faceteer_runtime.embeddings import Embedding, Source
+from faceteer_runtime.errors import BatchTooLarge, InvalidField, UnknownFeature
 from faceteer_runtime.execution import execution
+from faceteer_runtime.outcome import Failed, attempt
 from faceteer_runtime.status import error_to_status
-from faceteer_runtime.tensors import to_array, to_tensor
+from faceteer_runtime.tensors import to_array, to_embeds, to_tensor
 
-from faceteer_sae import edits as editing
-from faceteer_sae.diff import DEFAULT_COVERAGE, diff_features
-from faceteer_sae.encodings import Encodings, Lookup
-from faceteer_sae.features import LARGEST_VALUE, Encoding, input_warnings, strongest
-from faceteer_sae.messages import read_edits, read_features, write_features, write_report, write_warnings
-from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.settings import SaeSettings
-from faceteer_sae.statistics import FeatureStatistics
+from faceteer_sae.application import Decoding, EditResult, Encoded, SaeApplication
+from faceteer_sae.edits import EditColumns, Edits
+from faceteer_sae.features import LARGEST_VALUE, InputWarning, check_size
 
-R = TypeVar("R")
-
-_DEFAULT_DRIFTED, _MOST_DRIFTED = 8, 1000
-_LARGEST_HALF = 65504.0
-# 64 for a revision, 64 for a digest, and what joins them.
-_LONGEST_ID = 129
-# Decoder rows that are worth a thread switch; fewer are combined at once, on the event loop, in under a millisecond.
-_INLINE_ROWS = 2048
-
-
-class SaeIdentity(NamedTuple):
-    """Whose SAE this is."""
-
-    revision: str
-    encoder_revision: str
-    bundle: str
-
-
-class _Input(NamedTuple):
-    """An embedding that a request named or brought: float32 [d_in], and its id."""
-
-    x: np.ndarray
-    embedding_id: str
+_EDIT_FIELDS = attrgetter("feature.index", "operation", "value", "unit")
+_VARINT, _LEN, _FIXED32 = 0, 2, 5
+# An outcome as it lies on the wire: tag and value in turn, a varint of 32 bits always in five bytes, so that all
+# outcomes have one length. Parsers take padded varints (protobuf.dev, "Encoding": the value is what counts).
 
 
 class SaeServicer(sae_pb2_grpc.SaeServiceServicer):
     """See protos/faceteer/v1/sae.proto."""
 
-    def __init__(
-        self,
-        sae: SparseAutoencoder,
-        statistics: FeatureStatistics | None,
-        identity: SaeIdentity,
-        *,
-        encodings: Encodings,
-        cache: Cache,
-        worker: ModelWorker,
-        settings: SaeSettings,
-    ) -> None:
-        self._sae = sae
-        self._statistics = statistics
-        self._identity = identity
-        self._encodings = encodings
-        self._cache = cache
-        self._worker = worker
-        self._max_batch, self._max_edits = settings.sae_max_batch, settings.sae_max_edits
+    def __init__(self, application: SaeApplication, card: sae_pb2.GetSaeResponse) -> None:
+        """card: what GetSae answers; its limits are those that are kept here."""
+        self._application = application
+        self._card = card
 
     async def GetSae(self, request: sae_pb2.GetSaeRequest, context: Any) -> sae_pb2.GetSaeResponse:
-        return sae_pb2.GetSaeResponse(
-            revision=self._identity.revision,
-            bundle=self._identity.bundle,
-            encoder_revision=self._identity.encoder_revision,
-            architecture=self._sae.architecture,
-            d_in=self._sae.d_in,
-            d_sae=self._sae.d_sae,
-            k=self._sae.k,
-            has_statistics=self._statistics is not None,
-            max_batch=self._max_batch,
-            max_edits=self._max_edits,
-        )
+        return self._card
 
     async def EncodeFeatures(
         self, request: sae_pb2.EncodeFeaturesRequest, context: Any
     ) -> sae_pb2.EncodeFeaturesResponse:
         self._check_batch("inputs", len(request.inputs))
-        inputs, embeds_us = await self._inputs(request.inputs)
-        good = [one for one in inputs if isinstance(one, _Input)]
-        lookups, features_us = await self._encodings.of_many([one.x for one in good])
-        rest = iter(lookups)
-        results = []
-        for one in inputs:
-            lookup = Lookup(one, True) if isinstance(one, Exception) else next(rest)
-            if isinstance(one, Exception) or isinstance(lookup.encoding, Exception):
-                results.append(sae_pb2.EncodeFeaturesResult(error=error_to_status(lookup.encoding)))  # type: ignore[arg-type]
-            else:
-                encoding = self._encoding(one, lookup.encoding, request)
-                results.append(sae_pb2.EncodeFeaturesResult(encoding=encoding, cached=lookup.cached))
+        sources = [attempt(self._source, source, f"inputs[{at}]") for at, source in enumerate(request.inputs)]
+        encoded, cost = await self._application.encode(
+            sources, max_features=request.max_features, include_error=request.include_error
+        )
         return sae_pb2.EncodeFeaturesResponse(
-            results=results, execution=self._execution(lookups, embeds_us + features_us)
+            results=[_encode_result(one) for one in encoded], execution=execution(self._card.revision, *cost)
         )
 
     async def DecodeFeatures(
         self, request: sae_pb2.DecodeFeaturesRequest, context: Any
     ) -> sae_pb2.DecodeFeaturesResponse:
         self._check_batch("items", len(request.items))
-        started = time.perf_counter()
-        results = []
-        for at, item in enumerate(request.items):
-            try:
-                embedding = self._keep(await self._decode(item, f"items[{at}]"), request.element_type)
-                results.append(sae_pb2.DecodeFeaturesResult(embedding=embedding))
-            except FaceteerError as error:
-                if error.field == "element_type":
-                    raise
-                results.append(sae_pb2.DecodeFeaturesResult(error=error_to_status(error)))
-        compute_us = int((time.perf_counter() - started) * 1e6)
-        return sae_pb2.DecodeFeaturesResponse(
-            results=results, execution=execution(self._identity.revision, compute_us=compute_us)
-        )
+        items = [attempt(self._decoding, item, f"items[{at}]") for at, item in enumerate(request.items)]
+        decoded, cost = await self._application.decode(items)
+        results = [
+            sae_pb2.DecodeFeaturesResult(error=error_to_status(one.error))
+            if isinstance(one, Failed)
+            else sae_pb2.DecodeFeaturesResult(embedding=_embedding(one, request.element_type))
+            for one in decoded
+        ]
+        return sae_pb2.DecodeFeaturesResponse(results=results, execution=execution(self._card.revision, *cost))
 
     async def EditEmbeds(self, request: sae_pb2.EditEmbedsRequest, context: Any) -> sae_pb2.EditEmbedsResponse:
-        edits = editing.check_edits(
-            *read_edits(request.edits),
-            d_sae=self._sae.d_sae,
-            statistics=self._statistics,
-            max_edits=self._max_edits,
+        result, cost = await self._application.edit(
+            self._source(request.input, "input"),
+            read_edits(request.edits),
+            measure=request.measure,
+            max_drifted=request.max_drifted,
         )
-        if request.max_drifted > _MOST_DRIFTED:
-            raise InvalidField("max_drifted", f"must be at most {_MOST_DRIFTED}; 0 means {_DEFAULT_DRIFTED}")
-        started = time.perf_counter()
-        source = await self._input(request.input, "input")
-        known = await self._encodings.known(source.x)
-        cache_us = int((time.perf_counter() - started) * 1e6)
-        ran: list[Lookup] = []
-        if known is None and (request.measure or self._sae.architecture == "topk"):
-            # Only topk cannot tell a feature's activation without the others; the rest needs one dot product each.
-            ran.append(await self._encodings.of(source.x))
-            known = _found(ran[-1])
-        before = (
-            known.features.at(edits.indices)
-            if known is not None
-            else await self._compute(len(edits.indices), self._sae.activations, source.x, edits.indices)
-        )
-        edited = await self._compute(len(edits.indices), editing.apply_edits, self._sae, source.x, edits, before)
-        measured = None
-        if request.measure and known is not None:
-            ran.append(await self._encodings.of(edited.x))
-            after = _found(ran[-1]).features
-            measured = editing.measure(known.features, after, edits.indices, request.max_drifted or _DEFAULT_DRIFTED)
-        norm = known.norm if known is not None else float(np.linalg.norm(source.x.astype(np.float64)))
-        warnings = input_warnings(self._sae.config.metadata, norm, known.l0 if known is not None else None)
-        warnings += editing.edit_warnings(edits, edited, self._statistics)
         answer = sae_pb2.EditEmbedsResponse(
-            embedding=self._keep(edited.x, request.element_type), execution=self._execution(ran, cache_us)
+            embedding=_embedding(result.embedding, request.element_type),
+            execution=execution(self._card.revision, *cost),
         )
         # In place: as an argument, a report of hundreds of outcomes would be copied.
-        write_report(answer.report, edits, edited, measured, self._statistics, warnings)
+        write_report(answer.report, result)
         return answer
 
     async def DiffFeatures(self, request: sae_pb2.DiffFeaturesRequest, context: Any) -> sae_pb2.DiffFeaturesResponse:
-        if request.max_edits > self._max_edits:
-            raise InvalidField("max_edits", f"must be at most {self._max_edits}, or 0 for that")
-        coverage = request.coverage or DEFAULT_COVERAGE
-        if not 0 < coverage <= 1:
-            raise InvalidField("coverage", f"must lie in (0, 1], not {coverage:g}; 0 means {DEFAULT_COVERAGE}")
-        started = time.perf_counter()
-        source = await self._input(request.source, "source")
-        target = await self._input(request.target, "target")
-        embeds_us = int((time.perf_counter() - started) * 1e6)
-        lookups, features_us = await self._encodings.of_many([source.x, target.x])
-        f_source, f_target = (_found(lookup).features for lookup in lookups)
-        found = await self._worker.run(
-            diff_features,
-            self._sae,
-            source.x,
-            target.x,
-            f_source,
-            f_target,
-            coverage,
-            request.max_edits or self._max_edits,
+        found, cost = await self._application.diff(
+            self._source(request.source, "source"),
+            self._source(request.target, "target"),
+            coverage=request.coverage,
+            max_edits=request.max_edits,
         )
         edits = [
             edits_pb2.Edit(
@@ -203,123 +104,173 @@ class SaeServicer(sae_pb2_grpc.SaeServiceServicer):
             coverage=found.coverage,
             differing_features=found.differing,
             unexplained=found.unexplained,
-            execution=self._execution(lookups, embeds_us + features_us),
+            execution=execution(self._card.revision, *cost),
         )
-
-    # -- inputs ----------------------------------------------------------------------------------
 
     def _check_batch(self, field: str, items: int) -> None:
         if items == 0:
             raise InvalidField(field, "is empty; give at least one")
-        if items > self._max_batch:
-            raise BatchTooLarge(field, items, self._max_batch)
+        if items > self._card.max_batch:
+            raise BatchTooLarge(field, items, self._card.max_batch)
 
-    async def _input(self, source: tensor_pb2.EmbedsInput, field: str) -> _Input:
-        """The embedding that a request names or brings.
+    def _source(self, source: tensor_pb2.EmbedsInput, field: str) -> Source:
+        given = to_embeds(source, field=field, dim=self._card.d_in)
+        return given if isinstance(given, str) else check_size(given, f"{field}.embeds.data")
 
-        Raises:
-            FaceteerError: there is none, it has expired, or its values cannot be used.
-        """
-        if source.WhichOneof("source") == "embedding_id":
-            return self._by_id(source.embedding_id, await self._cache.get(embeds_key(source.embedding_id)), field)
-        return self._inline(source, field)
-
-    async def _inputs(self, sources: Sequence[tensor_pb2.EmbedsInput]) -> tuple[list[_Input | Exception], int]:
-        """Every embedding, or why there is none; and the microseconds spent on one MGET for all ids."""
-        by_id = {at: one.embedding_id for at, one in enumerate(sources) if one.WhichOneof("source") == "embedding_id"}
-        started = time.perf_counter()
-        records = await self._cache.get_many([embeds_key(one) for one in by_id.values()]) if by_id else []
-        cache_us = int((time.perf_counter() - started) * 1e6)
-        cached = dict(zip(by_id, records, strict=True))
-        inputs: list[_Input | Exception] = []
-        for at, source in enumerate(sources):
-            try:
-                field = f"inputs[{at}]"
-                inputs.append(self._by_id(by_id[at], cached[at], field) if at in by_id else self._inline(source, field))
-            except FaceteerError as error:
-                inputs.append(error)
-        return inputs, cache_us
-
-    def _by_id(self, embedding_id: str, record: Any, field: str) -> _Input:
-        x = None if record is None else record.get("embeds")
-        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 1:
-            # An error travels in metadata, which has a limit; an id of any length comes from outside.
-            raise EmbeddingExpired(embedding_id[:_LONGEST_ID])
-        encoder_revision = embedding_id.rpartition("-")[0]
-        if encoder_revision != self._identity.encoder_revision or x.shape != (self._sae.d_in,):
-            raise RevisionMismatch("encoder", encoder_revision, self._identity.encoder_revision)
-        return _Input(x, embedding_id)
-
-    def _inline(self, source: tensor_pb2.EmbedsInput, field: str) -> _Input:
-        if source.WhichOneof("source") is None:
-            raise InvalidField(field, "is missing; give embeds or an embedding_id")
-        x = to_array(source.embeds, field=f"{field}.embeds", shape=(self._sae.d_in,))
-        _check_size(x, f"{field}.embeds.data")
-        embedding_id = embeds_content_id(self._identity.encoder_revision, x)
-        self._cache.put(embeds_key(embedding_id), {"embeds": x})
-        return _Input(x, embedding_id)
-
-    # -- answers ---------------------------------------------------------------------------------
-
-    def _encoding(
-        self, source: _Input, encoding: Encoding, request: sae_pb2.EncodeFeaturesRequest
-    ) -> sae_pb2.FeatureEncoding:
-        features = encoding.features
+    def _decoding(self, item: sae_pb2.DecodeItem, field: str) -> Decoding:
+        indices, activations = read_features(item.features, f"{field}.features", self._card.d_sae)
         error = None
-        if request.include_error:
-            error = to_tensor(source.x - self._sae.decode(features.top_indices, features.top_acts))
-        return sae_pb2.FeatureEncoding(
-            embedding_id=source.embedding_id,
-            features=write_features(*strongest(features, self._statistics, request.max_features)),
+        if item.HasField("error"):
+            error = to_array(item.error, field=f"{field}.error", shape=(self._card.d_in,))
+            check_size(error, f"{field}.error.data")
+        return Decoding(indices, activations, error)
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+def read_edits(edits: Sequence[edits_pb2.Edit]) -> EditColumns:
+    """The edits, column by column.
+
+    Raises:
+        InvalidField: an edit names no feature, or one by its label.
+    """
+    table = np.fromiter(chain.from_iterable(map(_EDIT_FIELDS, edits)), np.float64, 4 * len(edits)).reshape(-1, 4)
+    indices, operations, units = (table[:, column].astype(np.int64) for column in (0, 1, 3))
+    for at in np.flatnonzero(indices == 0).tolist():
+        _check_reference(edits[at].feature, f"edits[{at}].feature")
+    return EditColumns(indices, operations, table[:, 2], units)
+
+
+def _check_reference(feature: edits_pb2.FeatureRef, field: str) -> None:
+    kind = feature.WhichOneof("feature")
+    if kind == "label":
+        raise InvalidField(
+            f"{field}.label", "SaeService knows features by index only; StudioService and LibraryService resolve labels"
+        )
+    if kind is None:
+        raise InvalidField(field, "names no feature; give its index")
+
+
+def read_features(features: tensor_pb2.SparseFeatures, field: str, d_sae: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices, int64 [m], and activations, float32 [m]. ``scaled`` is not read: it follows from these.
+
+    Raises:
+        InvalidField, UnknownFeature: lengths differ, an index is out of range or given twice, a value is not finite.
+    """
+    indices = np.array(features.indices, dtype=np.int64)
+    activations = np.array(features.activations, dtype=np.float32)
+    if len(indices) != len(activations):
+        raise InvalidField(
+            f"{field}.activations", f"must be aligned with indices: {len(activations)} values, {len(indices)} indices"
+        )
+    if len(indices) and indices.max() >= d_sae:
+        at = int(np.argmax(indices >= d_sae))
+        raise UnknownFeature(f"{field}.indices: no feature {indices[at]}; indices are below {d_sae}").at(
+            f"{field}.indices[{at}]"
+        )
+    if len(np.unique(indices)) != len(indices):
+        raise InvalidField(f"{field}.indices", "names a feature twice; each may stand there once")
+    good = np.abs(activations) <= LARGEST_VALUE
+    if not good.all():
+        at = int(np.argmin(good))
+        raise InvalidField(f"{field}.activations[{at}]", f"must be finite and at most {LARGEST_VALUE:g}")
+    return indices, activations
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+def _encode_result(one: Encoded | Failed) -> sae_pb2.EncodeFeaturesResult:
+    if isinstance(one, Failed):
+        return sae_pb2.EncodeFeaturesResult(error=error_to_status(one.error))
+    encoding, features = one.encoding, one.features
+    return sae_pb2.EncodeFeaturesResult(
+        encoding=sae_pb2.FeatureEncoding(
+            embedding_id=one.embedding.embedding_id,
+            features=tensor_pb2.SparseFeatures(
+                indices=features.indices.tolist(),
+                activations=features.raw.tolist(),
+                scaled=features.scaled.tolist(),
+            ),
             l0=encoding.l0,
             explained_variance=encoding.explained_variance,
             cosine=encoding.cosine,
             norm=encoding.norm,
-            error=error,
-            warnings=write_warnings(input_warnings(self._sae.config.metadata, encoding.norm, encoding.l0)),
-        )
-
-    async def _decode(self, item: sae_pb2.DecodeItem, field: str) -> np.ndarray:
-        indices, activations = read_features(item.features, f"{field}.features", self._sae.d_sae)
-        x = await self._compute(len(indices), self._sae.decode, indices, activations)
-        if item.HasField("error"):
-            error = to_array(item.error, field=f"{field}.error", shape=(self._sae.d_in,))
-            _check_size(error, f"{field}.error.data")
-            x = x + error
-        _check_size(x, f"{field}.features.activations")
-        return x
-
-    def _keep(self, x: np.ndarray, element_type: tensor_pb2.ElementType.ValueType) -> tensor_pb2.Embedding:
-        """An embedding that was made here, named and cached so that later calls can use it by its id."""
-        if element_type == tensor_pb2.ELEMENT_TYPE_FLOAT16 and np.abs(x).max() > _LARGEST_HALF:
-            raise InvalidField("element_type", "this embedding does not fit float16; ask for float32")
-        embeds = to_tensor(x, element_type)
-        embedding_id = embeds_content_id(self._identity.encoder_revision, x)
-        self._cache.put(embeds_key(embedding_id), {"embeds": x})
-        return tensor_pb2.Embedding(embedding_id=embedding_id, embeds=embeds)
-
-    async def _compute(self, rows: int, function: Callable[..., R], *arguments: Any) -> R:
-        """Here and now when it is quick, else on the model's thread."""
-        if rows <= _INLINE_ROWS:
-            return function(*arguments)
-        return await self._worker.run(function, *arguments)
-
-    def _execution(self, lookups: Sequence[Lookup], cache_us: int) -> Any:
-        return execution(
-            self._identity.revision,
-            cached=all(lookup.cached for lookup in lookups),
-            queue_us=max((lookup.queue_us for lookup in lookups), default=0),
-            compute_us=max((lookup.compute_us for lookup in lookups), default=0),
-            cache_us=cache_us,
-        )
+            error=None if one.error is None else to_tensor(one.error),
+            warnings=_warnings(one.warnings),
+        ),
+        cached=one.cached,
+    )
 
 
-def _found(lookup: Lookup) -> Encoding:
-    if isinstance(lookup.encoding, Exception):
-        raise lookup.encoding
-    return lookup.encoding
+def _embedding(one: Embedding, element_type: tensor_pb2.ElementType.ValueType) -> tensor_pb2.Embedding:
+    return tensor_pb2.Embedding(embedding_id=one.embedding_id, embeds=to_tensor(one.x, element_type))
 
 
-def _check_size(x: np.ndarray, field: str) -> None:
-    if not (np.abs(x) <= LARGEST_VALUE).all():
-        raise InvalidField(field, f"holds values beyond {LARGEST_VALUE:g}, which no embedding comes near")
+def _warnings(warnings: Iterable[InputWarning]) -> list[execution_pb2.Warning]:
+    return [execution_pb2.Warning(code=warning.code, message=warning.message) for warning in warnings]
+
+
+def write_report(report: edits_pb2.EditReport, result: EditResult) -> None:
+    """Writes what edits did into ``report``: named edits in order, then the rivals that SWITCHes turned off."""
+    edits, measured = result.edits, result.measured
+    named = int(np.count_nonzero(edits.rival_of < 0))
+    wire = _outcomes(edits, result.activations, slice(0, named), rivals=False)
+    if named < len(edits.indices):
+        wire += _outcomes(edits, result.activations, slice(named, None), rivals=True)
+    report.MergeFromString(wire)
+    report.delta_norm, report.cosine = result.delta_norm, result.cosine
+    report.warnings.extend(_warnings(result.warnings))
+    if measured is not None:
+        report.measured, report.drift = True, measured.drift
+        moves = (measured.drifted.tolist(), measured.drifted_before.tolist(), measured.drifted_after.tolist())
+        for index, before, after in zip(*moves, strict=True):
+            report.drifted.add(feature_index=index, before=before, after=after)
+
+
+def _outcomes(edits: Edits, floats: dict[str, np.ndarray], part: slice, *, rivals: bool) -> bytes:
+    """``EditReport.outcomes`` for some of the edits, as wire bytes."""
+    indices = edits.indices[part]
+    empty = _empty_outcome(tuple(floats), rivals)
+    table = np.full(len(indices), empty, empty.dtype)
+    table["feature_index"], table["operation"] = _varints(indices), edits.operations[part]
+    for name, values in floats.items():
+        table[name] = values[part]
+    if rivals:
+        table["rival_of"] = _varints(edits.rival_of[part])
+    return table.tobytes()
+
+
+@cache
+def _empty_outcome(floats: tuple[str, ...], rivals: bool) -> np.ndarray:
+    """One outcome with its tags in place and its values, the dtype's fields of the message's own names, 0."""
+    kinds: dict[str, tuple[int, str | tuple[str, int]]] = {
+        "feature_index": (_VARINT, ("u1", 5)),
+        "operation": (_VARINT, "u1"),
+        **dict.fromkeys(floats, (_FIXED32, "<f4")),
+    }
+    if rivals:
+        kinds["rival_of"] = (_VARINT, ("u1", 5))
+    layout: list[Any] = [("tag", "u1"), ("length", "u1")]
+    for name, (_, value) in kinds.items():
+        layout += [(f"{name} tag", "u1"), (name, value) if isinstance(value, str) else (name, *value)]
+    outcome = np.zeros((), dtype=np.dtype(layout))
+    outcome["tag"] = _tag(edits_pb2.EditReport.DESCRIPTOR.fields_by_name["outcomes"].number, _LEN)
+    outcome["length"] = outcome.dtype.itemsize - 2
+    fields = edits_pb2.EditOutcome.DESCRIPTOR.fields_by_name
+    for name, (kind, _) in kinds.items():
+        outcome[f"{name} tag"] = _tag(fields[name].number, kind)
+    return outcome
+
+
+def _tag(number: int, kind: int) -> int:
+    """A field's tag; one byte for the numbers up to 15 that outcomes have."""
+    return number << 3 | kind
+
+
+def _varints(values: np.ndarray) -> np.ndarray:
+    """Non-negative integers below 2^32 as varints of five bytes, uint8 [m, 5]."""
+    digits = (values[:, None] >> np.arange(0, 35, 7)) & 0x7F
+    digits[:, :4] |= 0x80
+    return digits.astype(np.uint8)

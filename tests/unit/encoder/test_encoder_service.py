@@ -17,7 +17,7 @@ import open_clip
 import pytest
 import torch
 from faceteer.v1 import encoder_pb2, tensor_pb2
-from faceteer_encoder.admission import Room
+from faceteer_encoder.admission import Capacity
 from faceteer_encoder.model import load_encoder
 from faceteer_encoder.service import build
 from faceteer_encoder.settings import EncoderSettings
@@ -435,31 +435,60 @@ def test_missing_and_broken_files_are_named(own: Path) -> None:
         load_encoder(own)
 
 
-async def test_room_is_taken_waited_for_and_given_back() -> None:
-    room = Room(2)
-    room.take(2)
-    with pytest.raises(QueueFull):
-        room.take(1)
-    room.take(0)
-    waiting = [asyncio.create_task(room.wait()) for _ in range(3)]
+async def hold(capacity: Capacity, until: asyncio.Event) -> None:
+    async with capacity.waiting():
+        await until.wait()
+
+
+async def test_room_is_held_waited_for_and_given_back() -> None:
+    capacity, until = Capacity(2), asyncio.Event()
+    with capacity.holding(2):
+        with pytest.raises(QueueFull), capacity.holding(1):
+            pass
+        with capacity.holding(0):
+            waiting = [asyncio.create_task(hold(capacity, until)) for _ in range(3)]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+            await asyncio.sleep(0)
+        assert capacity.taken == 2
     await asyncio.sleep(0)
-    waiting[0].cancel()
-    await asyncio.sleep(0)
-    room.leave(2)
+    assert capacity.taken == 2
+    until.set()
     await asyncio.wait_for(asyncio.gather(*waiting[1:]), 1)
-    assert room.taken == 2
-    room.leave(2)
-    room.take(5)
-    assert room.taken == 5
-    room.take(0)
+    assert capacity.taken == 0
 
 
-async def test_a_place_given_to_a_caller_who_left_goes_to_the_next() -> None:
-    room = Room(1)
-    room.take(1)
-    first, second = asyncio.create_task(room.wait()), asyncio.create_task(room.wait())
-    await asyncio.sleep(0)
-    room.leave()
+async def test_one_call_may_hold_more_than_the_limit_only_when_nothing_is_under_way() -> None:
+    capacity = Capacity(2)
+    with capacity.holding(5):
+        assert capacity.taken == 5
+    with capacity.holding(1), capacity.holding(1), pytest.raises(QueueFull), capacity.holding(1):
+        pass
+    assert capacity.taken == 0
+
+
+async def test_room_given_to_a_caller_who_left_goes_to_the_next() -> None:
+    capacity, until = Capacity(1), asyncio.Event()
+    with capacity.holding(1):
+        first, second = (asyncio.create_task(hold(capacity, until)) for _ in range(2))
+        await asyncio.sleep(0)
     first.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert capacity.taken == 1
+    until.set()
     await asyncio.wait_for(second, 1)
-    assert room.taken == 1
+
+
+def test_a_refusal_estimates_when_the_items_under_way_will_be_done() -> None:
+    capacity = Capacity(1)
+    capacity.took(2.0)
+    capacity.took(4.0)
+    with capacity.holding(3), pytest.raises(QueueFull) as full, capacity.holding(1):
+        pass
+    assert full.value.retry_after_s == pytest.approx(3 * (0.9 * 2 + 0.1 * 4))
+    with capacity.holding(1), pytest.raises(QueueFull) as full, capacity.holding(1):
+        pass
+    assert full.value.retry_after_s == pytest.approx(2.2)
+    with Capacity(1).holding(1):
+        pass

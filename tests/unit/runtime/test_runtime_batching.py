@@ -7,9 +7,10 @@ import threading
 import time
 
 import pytest
-from faceteer_runtime.batching import Batched, MicroBatcher, ModelWorker
+from faceteer_runtime.batching import MicroBatcher, ModelWorker
 from faceteer_runtime.errors import Draining, QueueFull
 from faceteer_runtime.metrics import Metrics
+from faceteer_runtime.outcome import Computed
 
 
 class Model:
@@ -99,7 +100,7 @@ async def test_times_tell_waiting_from_computing(model: Model, worker: ModelWork
     await asyncio.sleep(0.05)
     model.gate.set()
     held, waited = await first, await second
-    assert isinstance(held, Batched)
+    assert isinstance(held, Computed)
     assert held.compute_us >= 50_000
     assert waited.queue_us >= 50_000
     assert waited.compute_us < held.compute_us

@@ -77,3 +77,12 @@ def test_a_shape_of_astronomical_size_is_refused_without_allocating() -> None:
 
 def test_none_in_a_shape_matches_any_length() -> None:
     assert to_array(tensor(bytes(24), [3, 2]), field="x", shape=(None, 2)).shape == (3, 2)
+
+
+def test_values_that_do_not_fit_float16_are_refused_rather_than_made_infinite() -> None:
+    assert to_array(to_tensor(np.array([-65504.0]), F16), field="x").tolist() == [-65504.0]
+    for value in (65505.0, -65505.0):
+        with pytest.raises(InvalidField) as refused:
+            to_tensor(np.array([1.0, value]), F16)
+        assert refused.value.field == "element_type"
+    assert to_tensor(np.empty(0), F16).data == b""

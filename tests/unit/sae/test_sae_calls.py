@@ -18,6 +18,7 @@ from faceteer_runtime.server import RunningServer, start
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.service import build
 from faceteer_sae.settings import SaeSettings
+from files_entered import files_entered
 from rpc_errors import read_error, read_status
 from tiny_bundle import EMBED_DIM, N_FEATURES, K, _write_sae
 
@@ -429,3 +430,19 @@ async def test_a_damaged_sae_stops_the_start_with_one_sentence(sae_bundle: Path,
     seal(tmp_path / "bundle", {"name": "bad", "parts": {"sae": {"kind": "sae", "encoder_revision": ENCODER}}})
     with pytest.raises(BundleError, match="architecture None"):
         await start(SaeSettings(listen="127.0.0.1:0", bundle=tmp_path / "bundle"), build)
+
+
+@pytest.mark.parametrize("call", ["EncodeFeatures", "EditEmbeds"])
+async def test_a_call_goes_down_from_the_servicer_to_the_model_through_few_files(
+    serve: Callable[..., Any], corpus: torch.Tensor, call: str
+) -> None:
+    with files_entered(call) as entered:
+        stub = (await serve()).stub
+        if call == "EncodeFeatures":
+            await encode(stub, corpus[0])
+        else:
+            await stub.EditEmbeds(edit_request(inline(corpus[0]), edit(3, SET, 1.0), measure=True))
+    ours = {file.removeprefix("faceteer_sae/") for file in entered if file.startswith("faceteer_sae/")}
+    # Screening and rows are the model's own parts.
+    assert len(ours - {"screening.py", "rows.py"}) <= 6, ours
+    assert {"servicer.py", "application.py", "model.py"} <= ours

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from faceteer_runtime.errors import InvalidField
-from faceteer_sae.diff import FeatureDiff, diff_features
+from faceteer_sae.diff import FeatureDiff, check_coverage, diff_features
 from faceteer_sae.model import FeatureActivations, SparseAutoencoder
 from faceteer_sae.weights import SaeConfig
 from unit.sae.random_sae import Pair, embeddings, random_sae
@@ -103,12 +103,15 @@ def test_features_that_cancel_each_other_do_not_stop_the_search() -> None:
     assert found.coverage == 1.0
 
 
-@pytest.mark.parametrize("coverage", [-0.5, 1.01, float("nan"), 0.0])
+@pytest.mark.parametrize("coverage", [-0.5, 1.01, float("nan")])
 def test_coverage_outside_its_range_is_refused(coverage: float) -> None:
-    (x,) = embeddings(9, 1)
     with pytest.raises(InvalidField) as refused:
-        diff(random_sae("standard"), x, x, coverage)
+        check_coverage(coverage)
     assert refused.value.field == "coverage"
+
+
+def test_a_coverage_of_one_may_be_asked_for_and_none_means_the_default() -> None:
+    assert (check_coverage(1.0), check_coverage(0.0)) == (1.0, 0.9)
 
 
 def test_thousands_of_differing_features_are_no_obstacle() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from faceteer.v1 import edits_pb2
 from faceteer_runtime.errors import BatchTooLarge, FaceteerError, InvalidField, NotInBundle, UnknownFeature
-from faceteer_sae.edits import Edits, Operation, Unit, apply_edits, check_edits, edit_warnings, measure
+from faceteer_sae.edits import EditColumns, Edits, Operation, Unit, apply_edits, check_edits, edit_warnings, measure
 from faceteer_sae.model import FeatureActivations
 from faceteer_sae.statistics import FeatureStatistics
 from hypothesis import given
@@ -37,10 +37,10 @@ def checked(
     edits: list[tuple[int, int, float, int]], statistics: FeatureStatistics | None = None, max_edits: int = 1000
 ) -> Edits:
     """Edits given as (feature, operation, value, unit)."""
-    indices, operations, values, units = (
+    columns = (
         np.array(column, dtype) for column, dtype in zip(zip(*edits, strict=True), (int, int, float, int), strict=True)
     )
-    return check_edits(indices, operations, values, units, d_sae=D_SAE, statistics=statistics, max_edits=max_edits)
+    return check_edits(EditColumns(*columns), d_sae=D_SAE, statistics=statistics, max_edits=max_edits)
 
 
 def long_way_round(
@@ -94,7 +94,7 @@ def test_any_edits_by_the_shortcut_are_those_by_the_long_way_round(
 
 def checked_nothing() -> Edits:
     none = np.empty(0, int)
-    return check_edits(none, none, none.astype(float), none, d_sae=D_SAE, statistics=None, max_edits=1)
+    return check_edits(EditColumns(none, none, none.astype(float), none), d_sae=D_SAE, statistics=None, max_edits=1)
 
 
 @given(st.permutations(range(40)), st.integers(0, 50))
@@ -119,7 +119,7 @@ def test_one_edit_after_another_is_not_needed_hundreds_go_at_once() -> None:
     indices = rng.permutation(900)[:500]
     values = rng.normal(size=500)
     k = np.full(500, 1)
-    plan = check_edits(indices, k, values, 2 * k, d_sae=900, statistics=None, max_edits=500)
+    plan = check_edits(EditColumns(indices, k, values, 2 * k), d_sae=900, statistics=None, max_edits=500)
     edited = apply_edits(pair.sae, x, plan, features.at(plan.indices))
     edits = [(int(i), 1, float(v), 2) for i, v in zip(indices, values, strict=True)]
     expected = long_way_round(pair, x, edits, [])

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from faceteer.v1 import edits_pb2
 from faceteer_runtime.bundle import BundleError
-from faceteer_sae.edits import Edited, Edits, Measured
-from faceteer_sae.features import InputWarning, describe, input_warnings, strongest
-from faceteer_sae.messages import write_report
+from faceteer_runtime.embeddings import Embedding
+from faceteer_sae.application import EditResult
+from faceteer_sae.edits import Edited, Edits, Measured, activations
+from faceteer_sae.features import Encoding, InputWarning, describe, input_warnings, strongest
 from faceteer_sae.model import FeatureActivations
+from faceteer_sae.servicer import write_report
 from faceteer_sae.statistics import FeatureStatistics, load_statistics
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,13 +104,22 @@ def test_the_strongest_features_come_first_by_their_own_scale() -> None:
 
 def test_an_embedding_unlike_the_corpus_is_warned_about() -> None:
     metadata = {"embedding_statistics": {"norm": {"p01": 35, "p50": 40, "p99": 45}, "l0": {"p01": 8, "p99": 40}}}
-    assert input_warnings(metadata, 40.0, 20) == []
-    assert [w.code for w in input_warnings(metadata, 1.0, 20)] == ["NORM_OUT_OF_RANGE"]
-    assert [w.code for w in input_warnings(metadata, 40.0, 122_631)] == ["L0_OUT_OF_RANGE"]
-    assert [w.code for w in input_warnings(metadata, 400.0, 1)] == ["NORM_OUT_OF_RANGE", "L0_OUT_OF_RANGE"]
-    assert input_warnings(metadata, 40.0, None) == []
-    assert input_warnings({}, 1.0, 1) == []
-    (warning,) = input_warnings(metadata, 1.0, 20)
+
+    def codes(norm: float, l0: int) -> list[str]:
+        features = FeatureActivations(np.empty(0, np.int32), np.empty(0, np.float32), np.nan)
+        return [w.code for w in input_warnings(metadata, np.zeros(2), Encoding(features, l0, 1.0, 1.0, norm))]
+
+    assert codes(40.0, 20) == []
+    assert codes(1.0, 20) == ["NORM_OUT_OF_RANGE"]
+    assert codes(40.0, 122_631) == ["L0_OUT_OF_RANGE"]
+    assert codes(400.0, 1) == ["NORM_OUT_OF_RANGE", "L0_OUT_OF_RANGE"]
+    # Between p01 / 1.5 and 1.5 p99 the norm is nothing to speak of, and so is L0 between p01 / 3 and 3 p99.
+    assert codes(35 / 1.5 + 0.01, 120) == codes(45 * 1.5 - 0.01, 3) == []
+    assert codes(35 / 1.5 - 0.01, 121) == codes(45 * 1.5 + 0.01, 2) == ["NORM_OUT_OF_RANGE", "L0_OUT_OF_RANGE"]
+    # Without features only the norm, which is then the embedding's own, can be judged.
+    assert input_warnings(metadata, np.float32([0, 40]), None) == []
+    assert input_warnings({}, np.float32([0, 1]), None) == []
+    (warning,) = input_warnings(metadata, np.float32([0, 1]), None)
     assert "35 to 45" in warning.message
 
 
@@ -143,5 +154,7 @@ def test_a_report_written_in_bulk_is_the_report_written_field_by_field(
         expected.drifted.add(feature_index=3, before=1.5, after=2.5)
     expected.warnings.add(code="CODE", message="words")
     report = edits_pb2.EditReport()
-    write_report(report, edits, edited, measured, None, [InputWarning("CODE", "words")])
+    says = activations(edits, edited, measured, None)
+    warnings = [InputWarning("CODE", "words")]
+    write_report(report, EditResult(Embedding("id", edited.x), edits, says, 2.5, 0.5, measured, warnings))
     assert report == expected
