@@ -433,6 +433,9 @@ class BatchGetFeaturesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FEATURES_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """Leave out features that are not in the library, or that the caller may not see, instead of failing."""
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[_edits_pb2.FeatureRef]:
         """1 to 1000."""
@@ -441,10 +444,11 @@ class BatchGetFeaturesRequest(_message.Message):
         self,
         *,
         features: _abc.Iterable[_edits_pb2.FeatureRef] | None = ...,
+        allow_missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "features", b"features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,23 +462,29 @@ class BatchGetFeaturesResponse(_message.Message):
 
     FEATURES_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feature]:
-        """Aligned with the request."""
+        """In the request's order; aligned with it but for what is missing."""
 
     @_builtins.property
     def execution(self) -> _execution_pb2.Execution:
         """What ran."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request of the features that are left out, ascending. Only with allow_missing."""
 
     def __init__(
         self,
         *,
         features: _abc.Iterable[Global___Feature] | None = ...,
         execution: _execution_pb2.Execution | None = ...,
+        missing: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "features", b"features"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "features", b"features", "missing", b"missing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,16 +938,49 @@ class GetFeatureIconRequest(_message.Message):
 Global___GetFeatureIconRequest: _TypeAlias = GetFeatureIconRequest  # noqa: Y015
 
 @_typing.final
+class IconRecipe(_message.Message):
+    """What an icon is drawn from: the template unedited at the left, then with the feature SET to each of the strengths."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_INDEX_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    feature_index: _builtins.int
+    """The feature."""
+    @_builtins.property
+    def template(self) -> _tensor_pb2.Tensor:
+        """The embedding of the template, shape [d]."""
+
+    def __init__(
+        self,
+        *,
+        feature_index: _builtins.int = ...,
+        template: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_index", b"feature_index", "template", b"template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IconRecipe: _TypeAlias = IconRecipe  # noqa: Y015
+
+@_typing.final
 class GetFeatureIconResponse(_message.Message):
-    """The icon."""
+    """The icon, or how to draw it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ICON_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     STRENGTHS_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     icon: _builtins.bytes
     """A WebP: the template at the left, the feature at rising strength to the right."""
+    @_builtins.property
+    def recipe(self) -> Global___IconRecipe:
+        """Where none is stored. From LibraryService alone; StudioService's address answers with the icon."""
+
     @_builtins.property
     def strengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The strengths, SCALED, left to right."""
@@ -950,14 +993,17 @@ class GetFeatureIconResponse(_message.Message):
         self,
         *,
         icon: _builtins.bytes = ...,
+        recipe: Global___IconRecipe | None = ...,
         strengths: _abc.Iterable[_builtins.float] | None = ...,
         execution: _execution_pb2.Execution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "icon", b"icon", "recipe", b"recipe", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "icon", b"icon", "strengths", b"strengths"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "icon", b"icon", "recipe", b"recipe", "result", b"result", "strengths", b"strengths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["icon", "recipe"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___GetFeatureIconResponse: _TypeAlias = GetFeatureIconResponse  # noqa: Y015
 

@@ -102,7 +102,7 @@ class LibraryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetFeatures(self, request, context):
-        """Many features at once, without their details. NOT_FOUND when any is unknown.
+        """Many features at once, without their details. NOT_FOUND when any is unknown, unless allow_missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,8 +130,8 @@ class LibraryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetFeatureIcon(self, request, context):
-        """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
-        one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
+        """A picture of what turning the feature up causes. The library's own; where it has none, LibraryService alone answers
+        with the recipe, from which StudioService's address draws one. NOT_FOUND (ICON_NOT_MADE) where there is neither.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

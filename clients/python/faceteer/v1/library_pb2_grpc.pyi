@@ -42,7 +42,7 @@ class LibraryServiceStub:
     GetFeature: _grpc.UnaryUnaryMultiCallable[_library_pb2.GetFeatureRequest, _library_pb2.GetFeatureResponse]
     """One feature, whole. NOT_FOUND (UNKNOWN_FEATURE) with the nearest labels."""
     BatchGetFeatures: _grpc.UnaryUnaryMultiCallable[_library_pb2.BatchGetFeaturesRequest, _library_pb2.BatchGetFeaturesResponse]
-    """Many features at once, without their details. NOT_FOUND when any is unknown."""
+    """Many features at once, without their details. NOT_FOUND when any is unknown, unless allow_missing."""
     ListFeatures: _grpc.UnaryUnaryMultiCallable[_library_pb2.ListFeaturesRequest, _library_pb2.ListFeaturesResponse]
     """Features by filter and order, page by page."""
     SearchFeatures: _grpc.UnaryUnaryMultiCallable[_library_pb2.SearchFeaturesRequest, _library_pb2.SearchFeaturesResponse]
@@ -50,8 +50,8 @@ class LibraryServiceStub:
     ListFeatureExamples: _grpc.UnaryUnaryMultiCallable[_library_pb2.ListFeatureExamplesRequest, _library_pb2.ListFeatureExamplesResponse]
     """Pictures on which a feature fires, strongest first, page by page."""
     GetFeatureIcon: _grpc.UnaryUnaryMultiCallable[_library_pb2.GetFeatureIconRequest, _library_pb2.GetFeatureIconResponse]
-    """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
-    one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
+    """A picture of what turning the feature up causes. The library's own; where it has none, LibraryService alone answers
+    with the recipe, from which StudioService's address draws one. NOT_FOUND (ICON_NOT_MADE) where there is neither.
     """
     SetFeatureLabel: _grpc.UnaryUnaryMultiCallable[_library_pb2.SetFeatureLabelRequest, _library_pb2.SetFeatureLabelResponse]
     """Records a person's label. It wins over every automatic one and is never overwritten by a job."""
@@ -70,7 +70,7 @@ class LibraryServiceAsyncStub(LibraryServiceStub):
     GetFeature: _aio.UnaryUnaryMultiCallable[_library_pb2.GetFeatureRequest, _library_pb2.GetFeatureResponse]  # type: ignore[assignment]
     """One feature, whole. NOT_FOUND (UNKNOWN_FEATURE) with the nearest labels."""
     BatchGetFeatures: _aio.UnaryUnaryMultiCallable[_library_pb2.BatchGetFeaturesRequest, _library_pb2.BatchGetFeaturesResponse]  # type: ignore[assignment]
-    """Many features at once, without their details. NOT_FOUND when any is unknown."""
+    """Many features at once, without their details. NOT_FOUND when any is unknown, unless allow_missing."""
     ListFeatures: _aio.UnaryUnaryMultiCallable[_library_pb2.ListFeaturesRequest, _library_pb2.ListFeaturesResponse]  # type: ignore[assignment]
     """Features by filter and order, page by page."""
     SearchFeatures: _aio.UnaryUnaryMultiCallable[_library_pb2.SearchFeaturesRequest, _library_pb2.SearchFeaturesResponse]  # type: ignore[assignment]
@@ -78,8 +78,8 @@ class LibraryServiceAsyncStub(LibraryServiceStub):
     ListFeatureExamples: _aio.UnaryUnaryMultiCallable[_library_pb2.ListFeatureExamplesRequest, _library_pb2.ListFeatureExamplesResponse]  # type: ignore[assignment]
     """Pictures on which a feature fires, strongest first, page by page."""
     GetFeatureIcon: _aio.UnaryUnaryMultiCallable[_library_pb2.GetFeatureIconRequest, _library_pb2.GetFeatureIconResponse]  # type: ignore[assignment]
-    """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
-    one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
+    """A picture of what turning the feature up causes. The library's own; where it has none, LibraryService alone answers
+    with the recipe, from which StudioService's address draws one. NOT_FOUND (ICON_NOT_MADE) where there is neither.
     """
     SetFeatureLabel: _aio.UnaryUnaryMultiCallable[_library_pb2.SetFeatureLabelRequest, _library_pb2.SetFeatureLabelResponse]  # type: ignore[assignment]
     """Records a person's label. It wins over every automatic one and is never overwritten by a job."""
@@ -113,7 +113,7 @@ class LibraryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _library_pb2.BatchGetFeaturesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_library_pb2.BatchGetFeaturesResponse, _abc.Awaitable[_library_pb2.BatchGetFeaturesResponse]]:
-        """Many features at once, without their details. NOT_FOUND when any is unknown."""
+        """Many features at once, without their details. NOT_FOUND when any is unknown, unless allow_missing."""
 
     @_abc_1.abstractmethod
     def ListFeatures(
@@ -145,8 +145,8 @@ class LibraryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _library_pb2.GetFeatureIconRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_library_pb2.GetFeatureIconResponse, _abc.Awaitable[_library_pb2.GetFeatureIconResponse]]:
-        """A picture of what turning the feature up causes. The library's own; where it has none, StudioService's address makes
-        one, and LibraryService alone answers NOT_FOUND (ICON_NOT_MADE).
+        """A picture of what turning the feature up causes. The library's own; where it has none, LibraryService alone answers
+        with the recipe, from which StudioService's address draws one. NOT_FOUND (ICON_NOT_MADE) where there is neither.
         """
 
     @_abc_1.abstractmethod
