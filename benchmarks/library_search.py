@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from faceteer_library.filters import Filter
-from faceteer_library.meanings import Meanings
-from faceteer_library.people import People
+from faceteer_library.label_embeddings import LabelEmbeddings
+from faceteer_library.person_labels import PersonLabels
 from faceteer_library.store import Store
 from faceteer_library.writer import FeatureRow, LibraryWriter
 from faceteer_runtime.errors import UnknownFeature
@@ -99,7 +99,7 @@ def missing(store: Store, label: str) -> None:
     raise AssertionError(f"{label} is there")
 
 
-def recall(meanings: Meanings, queries: np.ndarray) -> tuple[float, float]:
+def recall(meanings: LabelEmbeddings, queries: np.ndarray) -> tuple[float, float]:
     """Mean share of the true nearest 10 and 100 labels that the screened search returns."""
     shares = []
     for query in queries:
@@ -127,7 +127,7 @@ def main() -> None:
         store = Store(path, Path(directory) / "people.sqlite")
         store.warm_up()
         opened = time.perf_counter() - began
-        meanings = store._meanings
+        meanings = store._embeddings
         assert meanings is not None
         queries = np.stack([meanings.embeds[row].astype(np.float32) for row in rng.integers(0, len(meanings), rounds)])
         queries += rng.standard_normal(queries.shape).astype(np.float32) * 0.3 / np.sqrt(DIM)
@@ -158,7 +158,7 @@ def main() -> None:
         measure("features like one", lambda n: store.similar(n, everything, 0, 50), rounds)
         for order in ("label", "firing_share", "score_disagreement"):
             measure(f"a filtered list by {order}", lambda _, o=order: store.list(live, o, 1000, 50), rounds)  # type: ignore[misc]
-        People(Path(directory) / "people.sqlite").set(5, "lighthouse", "ada")
+        PersonLabels(Path(directory) / "people.sqlite").set(5, "lighthouse", "ada")
         began = time.perf_counter()
         store.search(name, everything, 0, 50)
         print(f"\nthe first search after a person's label: {(time.perf_counter() - began) * 1000:.0f} ms")

@@ -1,6 +1,6 @@
 """All features' figures and names in memory, with people's labels laid over: what lists and searches look at.
 
-Knows nothing of files or gRPC. A catalogue never changes; a person's new label makes a new one (:meth:`with_people`).
+A catalogue never changes; a person's new label makes a new one (:meth:`with_person_labels`).
 At 163,840 features it takes about 40 MB, and a filter, an order and a count cost a millisecond.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from faceteer_library.gate import Sight
+from faceteer_library.access import Visibility
 from faceteer_library.texts import Texts, fold
 
 SOURCES = ("", "automatic", "model", "person")
@@ -31,7 +32,8 @@ FIGURES = (
 _SCORES = ("detection_score", "detection_balanced_accuracy", "causal_score")
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """One feature as it is shown: a person's label before an automatic one. The scores are the shown label's."""
 
     index: int
@@ -123,17 +125,17 @@ class Catalogue:
             list(class_numbers),
         )
 
-    def with_people(self, people: Mapping[int, str]) -> Catalogue:
+    def with_person_labels(self, given: Mapping[int, str]) -> Catalogue:
         """The same with people's labels; to be asked of the catalogue without any."""
         own = self.texts[0]
         labels, sources = self.labels.copy(), self.sources.copy()
         figures = dict(self.figures)
         for name in _SCORES:
             figures[name] = figures[name].copy()
-        exact = {own.texts[number]: number for label in people.values() for number in own.same(label)}
+        exact = {own.texts[number]: number for label in given.values() for number in own.same(label)}
         extra: dict[str, int] = {}
         renamed = []
-        for index, label in people.items():
+        for index, label in given.items():
             place = self.place(index)
             if place is None:
                 continue
@@ -207,10 +209,10 @@ class Catalogue:
 
     def row(self, place: int) -> Row:
         """One feature."""
-        figures = {name: float(values[place]) for name, values in self.figures.items()}
+        figures: dict[str, Any] = {name: float(values[place]) for name, values in self.figures.items()}
         for name in _SCORES:
-            if figures[name] != figures[name]:
-                figures[name] = None  # type: ignore[assignment]
+            if np.isnan(figures[name]):
+                figures[name] = None
         start, end = self.terms.offsets[place : place + 2]
         return Row(
             index=int(self.indices[place]),
@@ -221,14 +223,14 @@ class Catalogue:
             **figures,
         )
 
-    def seen(self, sight: Sight) -> np.ndarray | None:
+    def seen(self, visible: Visibility) -> np.ndarray | None:
         """Bool [n], the features that a call sees; None for all."""
-        classes = np.array([sight.sees(name) for name in self.class_names])
+        classes = np.array([visible.sees(name) for name in self.class_names])
         return None if classes.all() else classes[self.classes]
 
-    def sees(self, sight: Sight, place: int) -> bool:
+    def sees(self, visible: Visibility, place: int) -> bool:
         """The same for one feature."""
-        return sight.sees(self.class_names[self.classes[place]])
+        return visible.sees(self.class_names[self.classes[place]])
 
     def order(self, name: str) -> np.ndarray:
         """All places in an order (see :data:`ORDERS`), ties by index; found once."""

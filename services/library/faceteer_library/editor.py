@@ -1,29 +1,22 @@
-"""Changes what jobs found out later in a library that is there already: labels, scores, icons, safety classes.
-
-Knows nothing of how they were found. Works on a copy and puts it in place, whole, at the end; people's labels lie in a
-file of their own, which no job touches.
-"""
+"""Changes a library that is there already: the labels, scores, icons and safety classes that later jobs find."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 
-from faceteer_library.schema import SELECTIONS, VERSION, require_fts5
-from faceteer_library.writer import LABEL_SOURCES, ExampleRow
+from faceteer_library.schema import LABEL_SOURCES, SELECTIONS, VERSION
+from faceteer_library.writer import ExampleRow, LibraryDraft
 
 
-class Described(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Described:
     """A feature as the library has it now."""
 
     index: int
@@ -39,44 +32,40 @@ class Described(NamedTuple):
     safety_class: str
 
 
-class LibraryEditor:
-    """A library file under change, as a ``with`` block: kept when the block ends well, else as if nothing had been.
+class LibraryEditor(LibraryDraft):
+    """A library file under change, as a ``with`` block: kept when the block ends without an error, else as it was.
 
     Raises:
         ValueError: no library of this version there, or a value that contradicts itself.
-        RuntimeError: Python's SQLite has no FTS5.
     """
 
     def __init__(self, path: Path | str) -> None:
-        require_fts5()
-        self._path = Path(path)
+        super().__init__(path)
         if not self._path.is_file():
             raise ValueError(f"{self._path}: no library there; make one with build-library")
-        descriptor, name = tempfile.mkstemp(prefix=self._path.name, suffix=".part", dir=self._path.parent)
-        os.close(descriptor)
-        self._part = Path(name)
         try:
-            shutil.copyfile(self._path, self._part)
-            self._connection = sqlite3.connect(self._part)
-            self._connection.executescript("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF;")
-            self.facts: dict[str, str] = dict(self._connection.execute("SELECT key, value FROM meta"))
-        except (OSError, sqlite3.DatabaseError) as error:
-            self._part.unlink(missing_ok=True)
+            with closing(sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True)) as source:
+                source.backup(self._connection)
+            self.facts |= self._connection.execute("SELECT key, value FROM meta")
+        except sqlite3.DatabaseError as error:
+            self.discard()
             raise ValueError(f"{self._path}: not a feature library that can be changed ({error})") from None
         if self.facts.get("version") != str(VERSION):
-            self._connection.close()
-            self._part.unlink()
+            self.discard()
             raise ValueError(
                 f"{self._path}: library version {self.facts.get('version')}, not {VERSION}; make it anew with"
                 " build-library"
             )
+        # Full-text tables that earlier writers made and nothing reads.
+        self._connection.execute("DROP TABLE IF EXISTS words")
 
     def features(self) -> Iterator[Described]:
         """Every feature, by index."""
         query = """SELECT feature, label, label_source, terms, firing_share, p99, max, detection_score,
             detection_balanced_accuracy, causal_score, safety_class FROM features ORDER BY feature"""
         for row in self._connection.execute(query).fetchall():
-            yield Described(*row[:3], tuple(json.loads(row[3])), *row[4:])
+            index, label, source, terms, *figures = row
+            yield Described(index, label, source, tuple(json.loads(terms)), *figures)
 
     def examples(self, index: int, selection: str = "strongest") -> list[ExampleRow]:
         """A feature's examples, strongest first."""
@@ -85,7 +74,10 @@ class LibraryEditor:
         query = """SELECT picture, activation, webp, caption, quantile_from, quantile_to FROM examples
             JOIN thumbnails ON sha256 = thumbnail WHERE feature = ? AND selection = ? ORDER BY rank"""
         rows = self._connection.execute(query, (index, selection))
-        return [ExampleRow(*row[:4], quantiles=(row[4], row[5])) for row in rows]
+        return [
+            ExampleRow(picture, activation, webp, caption, (low, high))
+            for picture, activation, webp, caption, low, high in rows
+        ]
 
     def icon_of(self, index: int) -> tuple[bytes, list[float]] | None:
         """A feature's icon and the SCALED strengths in it, or None."""
@@ -137,9 +129,6 @@ class LibraryEditor:
                 index,
             ),
         )
-        self._connection.execute("DELETE FROM words WHERE rowid = ?", (index,))
-        if label:
-            self._connection.execute("INSERT INTO words (rowid, label) VALUES (?, ?)", (index, label))
 
     def detection(self, index: int, auc: float | None, balanced_accuracy: float | None) -> None:
         """Records how well a feature's label predicts where it fires; None for not measured."""
@@ -156,53 +145,6 @@ class LibraryEditor:
         """Puts a feature into a class that the operator may gate; empty takes it out."""
         self._connection.execute("UPDATE features SET safety_class = ? WHERE feature = ?", (name, index))
 
-    def meaning(self, label: str, embeds: np.ndarray) -> None:
-        """Adds the CLIP text embedding [d] of a label; stored with norm 1, as float16."""
-        packed = (embeds / np.linalg.norm(embeds)).astype("<f2").tobytes()
-        self._connection.execute("INSERT OR REPLACE INTO meanings VALUES (?, ?)", (label, packed))
-
     def forget_meanings(self) -> None:
         """Takes all labels' text embeddings away."""
         self._connection.execute("DELETE FROM meanings")
-
-    def icon(self, index: int, webp: bytes, strengths: Sequence[float], key: str) -> None:
-        """Adds or replaces a feature's icon, the SCALED strengths in it, left to right, and its content address."""
-        packed = np.asarray(strengths, "<f4").tobytes()
-        self._connection.execute("INSERT OR REPLACE INTO icons VALUES (?, ?, ?, ?)", (index, webp, packed, key))
-
-    def meta(self, key: str, value: str) -> None:
-        """Adds or replaces a fact about the library as a whole."""
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-        self.facts[key] = value
-
-    def save(self) -> None:
-        """Puts what was done so far in place, whole, and goes on: a long job that is stopped later keeps it."""
-        self._connection.commit()
-        draft = self._part.with_suffix(".whole")
-        try:
-            shutil.copyfile(self._part, draft)
-            draft.chmod(0o644)
-            os.replace(draft, self._path)
-        finally:
-            draft.unlink(missing_ok=True)
-
-    def discard(self) -> None:
-        """Gives everything up that was not saved, as a block that fails does."""
-        self.__exit__(RuntimeError, None, None)
-
-    def __enter__(self) -> LibraryEditor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with closing(self._connection):
-                if kind is None:
-                    self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
-                    self._connection.commit()
-            if kind is None:
-                self._part.chmod(0o644)  # mkstemp's own mode is for its maker alone
-                os.replace(self._part, self._path)
-        finally:
-            self._part.unlink(missing_ok=True)

@@ -1,7 +1,4 @@
-"""Which features a list or search keeps.
-
-Knows nothing of messages or files.
-"""
+"""Which features a list or search keeps."""
 
 from __future__ import annotations
 

@@ -1,17 +1,16 @@
-"""The contract's messages to the store's questions, and its rows to messages.
-
-Knows nothing of calls or SQL.
-"""
+"""The contract's messages to what the library asks for, and its rows to messages."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from faceteer.v1 import library_pb2, tensor_pb2
+from faceteer.v1 import edits_pb2, library_pb2, tensor_pb2
 from faceteer_runtime.errors import InvalidField
 
+from faceteer_library.application import Reference
 from faceteer_library.catalogue import Row
 from faceteer_library.filters import Filter
 
@@ -45,19 +44,27 @@ _BOUNDS = (
 )
 
 
+def to_reference(reference: edits_pb2.FeatureRef, field: str) -> Reference:
+    """The feature that the request's ``field`` names. Raises InvalidField where it names none."""
+    match reference.WhichOneof("feature"):
+        case "index":
+            return Reference(reference.index, f"{field}.index")
+        case "label" if reference.label.strip():
+            return Reference(reference.label, f"{field}.label")
+    raise InvalidField(field, "is missing; give index or label")
+
+
 def to_filter(wanted: library_pb2.FeatureFilter) -> Filter:
     """The filter, without its safety classes.
 
     Raises:
         InvalidField: a bound that is no number, or a label source that is not in the contract.
     """
-    fields: dict[str, Any] = {
-        name: getattr(wanted, name)
-        for name in ("alive", "labelled", "scores_disagree", *_BOUNDS)
-        if wanted.HasField(name)  # type: ignore[arg-type]
-    }
+    given = {field.name: value for field, value in wanted.ListFields()}
+    fields: dict[str, Any] = {name: given[name] for name in ("alive", "labelled", "scores_disagree", *_BOUNDS)
+                              if name in given}  # fmt: skip
     for name in _BOUNDS:
-        if fields.get(name, 0.0) != fields.get(name, 0.0):
+        if math.isnan(fields.get(name, 0.0)):
             raise InvalidField(f"filter.{name}", "must be a number")
     names = {number: name for name, number in SOURCES.items()}
     for at, source in enumerate(wanted.label_sources):

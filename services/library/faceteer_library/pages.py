@@ -1,7 +1,4 @@
-"""Pages of a list: sizes, and tokens that fit one request only.
-
-Knows nothing of what is listed.
-"""
+"""Pages of a list: sizes, and tokens that fit one request only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The tables of a library file and of a file of people's labels.
-
-Knows nothing of who writes or reads them.
-"""
+"""The tables of a library file and of a file of people's labels."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 VERSION = 2
+LABEL_SOURCES = ("automatic", "model")
 SELECTIONS = ("strongest", "quantiles")
 RELATIONS = ("coactivating", "rivals", "nearest")
 
@@ -47,28 +45,14 @@ CREATE TABLE icons (
 );
 -- The CLIP text embedding of each label that a job gave: float16 [d], L2-normalised.
 CREATE TABLE meanings (label TEXT PRIMARY KEY, embeds BLOB NOT NULL);
--- The row id is the feature's index. Prefix indexes make search-as-you-type quick.
-CREATE VIRTUAL TABLE words USING fts5(label, tokenize = 'porter unicode61 remove_diacritics 2', prefix = '1 2 3');
 """
 
-INDEXES = """
-CREATE INDEX features_label ON features (lower(label)) WHERE label <> '';
-CREATE INDEX features_firing_share ON features (firing_share);
-CREATE INDEX features_detection_score ON features (detection_score);
-CREATE INDEX features_causal_score ON features (causal_score);
-CREATE INDEX features_max ON features (max);
-CREATE INDEX features_safety_class ON features (safety_class) WHERE safety_class <> '';
-"""
-
-PEOPLE = """
+PERSON_LABELS = """
 CREATE TABLE IF NOT EXISTS labels (
     feature INTEGER PRIMARY KEY,
     label TEXT NOT NULL,
     author TEXT NOT NULL,
     at TEXT NOT NULL  -- UTC, ISO 8601
-);
-CREATE VIRTUAL TABLE IF NOT EXISTS people_words USING fts5(
-    label, tokenize = 'porter unicode61 remove_diacritics 2', prefix = '1 2 3'
 );
 CREATE TABLE IF NOT EXISTS history (
     feature INTEGER NOT NULL, label TEXT NOT NULL, author TEXT NOT NULL, at TEXT NOT NULL

@@ -1,7 +1,4 @@
-"""Features by words and by meaning: finds texts, fuses the two rankings, and scores features by their label's text.
-
-Knows nothing of files or messages.
-"""
+"""Features by words and by meaning: finds texts, fuses the two rankings, and scores features by their label's text."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from faceteer_library.catalogue import Catalogue
-from faceteer_library.meanings import Meanings
+from faceteer_library.label_embeddings import LabelEmbeddings
 from faceteer_library.texts import Texts, fold
 
 _FUSION = 60.0
@@ -35,23 +32,23 @@ class Found(NamedTuple):
     total: int
 
 
-class MeantLabels:
-    """Which texts of a catalogue the rows of :class:`Meanings` belong to.
+class SemanticIndex:
+    """Which texts of a catalogue the rows of :class:`LabelEmbeddings` belong to.
 
     Args:
-        meanings: the library's.
+        embeddings: the library's.
         labels: of each row.
         texts: the library's own texts.
     """
 
-    def __init__(self, meanings: Meanings, labels: Sequence[str], texts: Texts) -> None:
-        self._meanings = meanings
+    def __init__(self, embeddings: LabelEmbeddings, labels: Sequence[str], texts: Texts) -> None:
+        self._embeddings = embeddings
         self._rows = {fold(label): row for row, label in enumerate(labels)}
         self._own = [(row, number) for row, label in enumerate(labels) for number in texts.same(label)]
         self._n_own = len(texts)
         self._index(self._own)
 
-    def with_people(self, texts: Texts | None) -> MeantLabels:
+    def with_person_labels(self, texts: Texts | None) -> SemanticIndex:
         """The same with people's own texts: one that is another label but for its case means what that one means."""
         rows = (
             [(self._rows.get(fold(text)), self._n_own + number) for number, text in enumerate(texts.texts)]
@@ -68,11 +65,11 @@ class MeantLabels:
     def _index(self, pairs: Sequence[tuple[int, int]]) -> None:
         rows = np.fromiter((row for row, _ in pairs), np.int64, len(pairs))
         self._numbers = np.fromiter((number for _, number in pairs), np.int64, len(pairs))
-        self._starts = np.searchsorted(rows, np.arange(len(self._meanings) + 1))
+        self._starts = np.searchsorted(rows, np.arange(len(self._embeddings) + 1))
 
     def ranks(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(texts' numbers, their ranks from 1): the labels close in meaning, those of one row with one rank."""
-        rows = self._meanings.closest(query).rows
+        rows = self._embeddings.closest(query).rows
         numbers = [self._numbers[self._starts[row] : self._starts[row + 1]] for row in rows]
         ranks = np.repeat(np.arange(1, len(rows) + 1), [len(each) for each in numbers])
         return np.concatenate(numbers) if numbers else np.empty(0, np.int64), ranks
@@ -82,7 +79,7 @@ def search(
     catalogue: Catalogue,
     words: str,
     query: np.ndarray | None,
-    meant: MeantLabels | None,
+    semantic: SemanticIndex | None,
     kept: np.ndarray | None,
     offset: int,
     size: int,
@@ -95,15 +92,15 @@ def search(
     Args:
         words: the last one may be incomplete.
         query: float32 [d], the embedding of the words; None for words alone.
-        meant: None where the library knows no meanings.
+        semantic: None where the library has no embeddings of labels.
         kept: bool [n], which features may be found; None for all.
     """
     by_words = catalogue.gather(lambda texts: texts.matching(words))
     lexical = 1.0 / (_FUSION + catalogue.lengths[by_words])
     of_text = np.zeros(catalogue.n_texts)
     of_text[by_words] = lexical
-    if query is not None and meant is not None:
-        numbers, ranks = meant.ranks(query)
+    if query is not None and semantic is not None:
+        numbers, ranks = semantic.ranks(query)
         of_text[numbers] += 1.0 / (_FUSION + ranks)
     of_text[catalogue.gather(lambda texts: texts.same(words))] += 1.0
     of_text[0] = 0.0

@@ -1,7 +1,4 @@
-"""Wires the library service together from what a process shares.
-
-Knows nothing of how it is served: alone, or with others in one process.
-"""
+"""Wires the library service together from what a process shares."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ from faceteer.v1 import library_pb2_grpc
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.service import Resources, Service
 
-from faceteer_library.gate import Gate
-from faceteer_library.people import People
+from faceteer_library.access import AccessPolicy
+from faceteer_library.application import Library
+from faceteer_library.person_labels import PersonLabels
 from faceteer_library.servicer import LibraryServicer
 from faceteer_library.settings import LibrarySettings
 from faceteer_library.store import Store
@@ -30,8 +28,8 @@ def build(resources: Resources) -> Service:
     settings = LibrarySettings.from_other(resources.settings)
     part = resources.bundle.part("library")
     # Outside the part's directory: sealing and verifying the bundle do not see people's labels.
-    people = People(settings.library_labels_path or resources.bundle.directory / "labels.sqlite")
-    store = Store(part.path / "library.sqlite", people.path)
+    labels = PersonLabels(settings.library_labels_path or resources.bundle.directory / "labels.sqlite")
+    store = Store(part.path / "library.sqlite", labels.path)
     if resources.bundle.has_part("sae"):
         sae = resources.bundle.part("sae").revision
         if store.meta.get("sae_revision") != sae:
@@ -39,8 +37,8 @@ def build(resources: Resources) -> Service:
                 f"{part.path}: the library was made for SAE revision {store.meta.get('sae_revision')}, but the bundle "
                 f"has {sae}; build the library again"
             )
-    gate = Gate(settings.gated_classes, settings.access_keys)
-    servicer = LibraryServicer(store, people, gate, revision=part.revision, bundle=resources.bundle.name)
+    library = Library(store, labels, AccessPolicy(settings.gated_classes, settings.access_keys))
+    servicer = LibraryServicer(library, revision=part.revision, bundle=resources.bundle.name)
 
     def register(server: grpc.aio.Server) -> None:
         library_pb2_grpc.add_LibraryServiceServicer_to_server(servicer, server)

@@ -1,7 +1,4 @@
-"""Settings of the library service, beside those that all services share.
-
-Knows nothing of other services.
-"""
+"""Settings of the library service, beside those that all services share."""
 
 from __future__ import annotations
 

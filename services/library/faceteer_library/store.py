@@ -1,6 +1,6 @@
 """Reads a library file, with people's labels laid over it.
 
-Knows nothing of gRPC. Names and figures of all features are in memory (:mod:`faceteer_library.catalogue`); histograms,
+Names and figures of all features are in memory (:mod:`faceteer_library.catalogue`); histograms,
 relatives, examples and icons are read when asked for, one connection a thread, read-only.
 """
 
@@ -18,14 +18,12 @@ from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.errors import UnknownFeature
 
 from faceteer_library import search
+from faceteer_library.access import EVERYTHING, Visibility
 from faceteer_library.catalogue import FIGURES, Catalogue, Row
 from faceteer_library.filters import Filter
-from faceteer_library.gate import EVERYTHING, Sight
-from faceteer_library.meanings import Meanings
-from faceteer_library.nearest import NearTexts
+from faceteer_library.label_embeddings import LabelEmbeddings
 from faceteer_library.schema import SELECTIONS, VERSION, require_fts5
-
-__all__ = ["Example", "Facts", "Filter", "Hit", "Row", "Sight", "Store"]
+from faceteer_library.spelling import SpellingIndex
 
 
 class Hit(NamedTuple):
@@ -55,23 +53,23 @@ class Facts(NamedTuple):
     safety_classes: tuple[str, ...]
 
 
-class _Shown(NamedTuple):
+class _Snapshot(NamedTuple):
     catalogue: Catalogue
-    meant: search.MeantLabels | None
+    semantic: search.SemanticIndex | None
 
 
 class Store:
     """A library file. Methods may be called from any thread.
 
-    ``sight`` says what the call may see; features beyond it are as if they were not there.
+    ``visible`` says what the call may see; features beyond it are as if they were not there.
 
     Raises:
         BundleError: the file is missing, is no library, or is of another version; or people's labels are no such file.
     """
 
-    def __init__(self, path: Path, people: Path) -> None:
+    def __init__(self, path: Path, person_labels: Path) -> None:
         require_fts5()
-        self._path, self._people = path, people
+        self._path, self._labels_path = path, person_labels
         self._local = threading.local()
         if not path.is_file():
             raise BundleError(f"{path}: no such library")
@@ -81,85 +79,93 @@ class Store:
             raise BundleError(f"{path}: not a feature library ({error})") from None
         if self.meta.get("version") not in ("1", str(VERSION)):
             raise BundleError(f"{path}: library version {self.meta.get('version')} is not known here ({VERSION} is)")
-        self._first = self.meta["version"] == "1"
+        self._version_1 = self.meta["version"] == "1"
         try:
             self._own = Catalogue.read(self._read(self._features_query()))
-            self._meanings, labels = self._read_meanings()
+            self._embeddings, labels = self._read_embeddings()
         except (sqlite3.DatabaseError, ValueError) as error:
             raise BundleError(f"{path}: a damaged feature library ({error})") from None
-        meanings, own = self._meanings, self._own.texts[0]
-        self._meant = search.MeantLabels(meanings, labels, own) if meanings is not None else None
+        embeddings, own = self._embeddings, self._own.texts[0]
+        self._semantic = search.SemanticIndex(embeddings, labels, own) if embeddings is not None else None
         self.size = len(self._own)
         self._lock = threading.Lock()
-        self._people_connection: sqlite3.Connection | None = None
-        self._people_version = -1
-        self._shown = self._show({})
+        self._labels_connection: sqlite3.Connection | None = None
+        self._labels_version = -1
+        self._snapshot = self._show({})
         self._current()
 
     def warm_up(self) -> None:
         """Finds what is found once: the orders of lists and searches, and the index of near labels."""
         self.list(Filter(), "label", 0, 1)
         self.search("a", Filter(), 0, 1)
-        self._own.texts[0].near.nearest("a")
+        self._own.texts[0].spelling.nearest("a")
 
     @property
     def searches_meaning(self) -> bool:
         """Whether labels' meanings are known."""
-        return self._meanings is not None
+        return self._embeddings is not None
 
     @property
     def embed_dim(self) -> int:
         """d of the meanings; 0 without any."""
-        return self._meanings.dim if self._meanings is not None else 0
+        return self._embeddings.dim if self._embeddings is not None else 0
 
-    def facts(self, sight: Sight = EVERYTHING) -> Facts:
+    def facts(self, visible: Visibility = EVERYTHING) -> Facts:
         """Counts of what is there, and the safety classes that occur."""
         catalogue = self._current().catalogue
-        seen = catalogue.seen(sight)
+        seen = catalogue.seen(visible)
         seen = np.ones(len(catalogue), bool) if seen is None else seen
         alive, labelled = catalogue.figures["firing_share"] > 0, catalogue.labels != 0
-        classes = [name for name in catalogue.class_names if name and sight.sees(name)]
+        classes = [name for name in catalogue.class_names if name and visible.sees(name)]
         return Facts(int(seen.sum()), int((alive & seen).sum()), int((labelled & seen).sum()), tuple(sorted(classes)))
 
-    def get(self, index: int, sight: Sight = EVERYTHING) -> Row:
+    def get(self, index: int, visible: Visibility = EVERYTHING) -> Row:
         """One feature. Raises UnknownFeature."""
-        catalogue = self._current().catalogue
-        place = catalogue.place(index)
-        if place is None or not catalogue.sees(sight, place):
+        (row,) = self.get_many([index], visible)
+        if row is None:
             raise UnknownFeature(f"there is no feature {index} in this library")
-        return catalogue.row(place)
+        return row
 
-    def resolve(self, label: str, sight: Sight = EVERYTHING) -> Row:
+    def get_many(self, features: Sequence[int | str], visible: Visibility = EVERYTHING) -> list[Row | None]:
+        """Features by index or label, all of one moment; None for those that are not there."""
+        catalogue = self._current().catalogue
+        places = [
+            _labelled(catalogue, feature, visible) if isinstance(feature, str) else catalogue.place(feature)
+            for feature in features
+        ]
+        return [
+            catalogue.row(place) if place is not None and catalogue.sees(visible, place) else None for place in places
+        ]
+
+    def resolve(self, label: str, visible: Visibility = EVERYTHING) -> Row:
         """The feature with this label, without regard to case; the best scored, then the most often firing, of several.
 
         Raises:
             UnknownFeature: with the nearest labels.
         """
         catalogue = self._current().catalogue
-        seen = catalogue.seen(sight)
-        numbers = catalogue.gather(lambda texts: texts.same(label))
-        scores = np.isin(catalogue.labels, numbers[numbers > 0]).astype(np.float64)
-        found = search.best(catalogue, scores, seen, 0, 1)
-        if found.total:
-            return catalogue.row(int(found.places[0]))
+        place = _labelled(catalogue, label, visible)
+        if place is not None:
+            return catalogue.row(place)
+        seen = catalogue.seen(visible)
         in_use = np.zeros(catalogue.n_texts, bool)
         in_use[catalogue.labels if seen is None else catalogue.labels[seen]] = True
         in_use[0] = False
         near: list[str] = []
         base = 0
         for texts in catalogue.texts:
-            near += texts.near.nearest(label[:120], in_use[base : base + len(texts)])
+            near += texts.spelling.nearest(label[:120], in_use[base : base + len(texts)])
             base += len(texts)
         if len(catalogue.texts) > 1:
-            near = NearTexts(near).nearest(label[:120])
+            near = SpellingIndex(near).nearest(label[:120])
         raise UnknownFeature(f"no feature is labelled {label[:120]!r}", near)
 
     def list(
-        self, chosen: Filter, order: str, offset: int, size: int, sight: Sight = EVERYTHING
-    ) -> tuple[list[Row], int]:
+        self, chosen: Filter, order: str, offset: int, size: int, visible: Visibility = EVERYTHING
+    ) -> tuple[Sequence[Row], int]:
         """Features by filter in an order of :data:`faceteer_library.catalogue.ORDERS`, and how many match in all."""
         catalogue = self._current().catalogue
-        kept = _both(chosen.mask(catalogue), catalogue.seen(sight))
+        kept = _both(chosen.mask(catalogue), catalogue.seen(visible))
         places = catalogue.order(order)
         if kept is not None:
             places = places[kept[places]]
@@ -172,19 +178,19 @@ class Store:
         offset: int,
         size: int,
         embeds: np.ndarray | None = None,
-        sight: Sight = EVERYTHING,
-    ) -> tuple[list[Hit], int]:
+        visible: Visibility = EVERYTHING,
+    ) -> tuple[Sequence[Hit], int]:
         """Features by words of labels and, with the words' embedding float32 [d], by meaning: :func:`search.search`."""
-        catalogue, meant = self._current()
-        kept = _both(chosen.mask(catalogue), catalogue.seen(sight))
-        return _hits(catalogue, search.search(catalogue, words, embeds, meant, kept, offset, size))
+        catalogue, semantic = self._current()
+        kept = _both(chosen.mask(catalogue), catalogue.seen(visible))
+        return _hits(catalogue, search.search(catalogue, words, embeds, semantic, kept, offset, size))
 
     def similar(
-        self, index: int, chosen: Filter, offset: int, size: int, sight: Sight = EVERYTHING
-    ) -> tuple[list[Hit], int]:
+        self, index: int, chosen: Filter, offset: int, size: int, visible: Visibility = EVERYTHING
+    ) -> tuple[Sequence[Hit], int]:
         """Features whose decoder directions are nearest to one's, by cosine."""
         catalogue = self._current().catalogue
-        kept = _both(chosen.mask(catalogue), catalogue.seen(sight))
+        kept = _both(chosen.mask(catalogue), catalogue.seen(visible))
         related = self._related(index, "nearest")
         places = [(catalogue.place(other), score) for other, score in related]
         hits = [(place, score) for place, score in places if place is not None and (kept is None or kept[place])]
@@ -197,8 +203,8 @@ class Store:
         chosen: Filter,
         offset: int,
         size: int,
-        sight: Sight = EVERYTHING,
-    ) -> tuple[list[Hit], int]:
+        visible: Visibility = EVERYTHING,
+    ) -> tuple[Sequence[Hit], int]:
         """The features of one picture, by activation / p99; those without a p99, never seen on the corpus, last.
 
         Args:
@@ -206,7 +212,7 @@ class Store:
             activations: float32 [k], RAW; only those above zero count.
         """
         catalogue = self._current().catalogue
-        kept = _both(chosen.mask(catalogue), catalogue.seen(sight))
+        kept = _both(chosen.mask(catalogue), catalogue.seen(visible))
         places = np.searchsorted(catalogue.indices, indices)
         inside = places < len(catalogue)
         inside[inside] = catalogue.indices[places[inside]] == indices[inside]
@@ -224,7 +230,9 @@ class Store:
         edges, counts = self._read("SELECT histogram_edges, histogram_counts FROM features WHERE feature = ?", index)[0]
         return np.frombuffer(edges, "<f4"), np.frombuffer(counts, "<i8")
 
-    def relatives(self, index: int, relation: str, sight: Sight = EVERYTHING) -> Sequence[tuple[int, str, float]]:
+    def relatives(
+        self, index: int, relation: str, visible: Visibility = EVERYTHING
+    ) -> Sequence[tuple[int, str, float]]:
         """(other, its label, score), best first."""
         catalogue = self._current().catalogue
         found = []
@@ -232,7 +240,7 @@ class Store:
             place = catalogue.place(other)
             if place is None:
                 found.append((other, "", score))
-            elif catalogue.sees(sight, place):
+            elif catalogue.sees(visible, place):
                 found.append((other, catalogue.text(int(catalogue.labels[place])), score))
         return found
 
@@ -240,25 +248,25 @@ class Store:
         self, index: int, offset: int, size: int, selection: str = SELECTIONS[0]
     ) -> tuple[Sequence[Example], int]:
         """Examples of one selection in their order, strongest first, and how many are kept."""
-        if self._first:
+        if self._version_1:
             # Version 1 kept the strongest only.
             if selection != SELECTIONS[0]:
                 return [], 0
-            columns, condition, values = "0.0, 0.0", "e.feature = ?", (index,)
+            columns, condition = "0.0, 0.0", "e.feature = ?1"
         else:
-            columns, condition = "e.quantile_from, e.quantile_to", "e.feature = ? AND e.selection = ?"
-            values = (index, selection)  # type: ignore[assignment]
+            columns, condition = "e.quantile_from, e.quantile_to", "e.feature = ?1 AND e.selection = ?2"
         rows = self._read(
             f"""SELECT e.picture, e.activation, t.webp, e.caption, {columns} FROM examples e
-            JOIN thumbnails t ON t.sha256 = e.thumbnail WHERE {condition} ORDER BY e.rank LIMIT ? OFFSET ?""",
-            *values,
+            JOIN thumbnails t ON t.sha256 = e.thumbnail WHERE {condition} ORDER BY e.rank LIMIT ?3 OFFSET ?4""",
+            index,
+            selection,
             size,
             offset,
         )
-        (total,) = self._read(f"SELECT count(*) FROM examples e WHERE {condition}", *values)[0]
+        (total,) = self._read(f"SELECT count(*) FROM examples e WHERE {condition}", index, selection)[0]
         return [Example(*row) for row in rows], total
 
-    def icon(self, index: int) -> tuple[bytes, list[float]] | None:
+    def icon(self, index: int) -> tuple[bytes, Sequence[float]] | None:
         """(WebP, strengths), or None."""
         rows = self._read("SELECT webp, strengths FROM icons WHERE feature = ?", index)
         return (rows[0][0], np.frombuffer(rows[0][1], "<f4").tolist()) if rows else None
@@ -268,50 +276,50 @@ class Store:
         return self._read(query, index, relation)
 
     def _features_query(self) -> str:
-        missing = {"detection_balanced_accuracy": "NULL"} if self._first else {}
+        missing = {"detection_balanced_accuracy": "NULL"} if self._version_1 else {}
         figures = ", ".join(missing.get(name, name) for name in FIGURES)
-        terms = "'[]'" if self._first else "terms"
+        terms = "'[]'" if self._version_1 else "terms"
         return f"SELECT feature, label, label_source, safety_class, {terms}, {figures} FROM features ORDER BY feature"
 
-    def _read_meanings(self) -> tuple[Meanings | None, list[str]]:
-        rows = [] if self._first else self._read("SELECT label, embeds FROM meanings")
+    def _read_embeddings(self) -> tuple[LabelEmbeddings | None, Sequence[str]]:
+        rows = [] if self._version_1 else self._read("SELECT label, embeds FROM meanings")
         if not rows:
             return None, []
         embeds = np.frombuffer(b"".join(embeds for _, embeds in rows), "<f2").reshape(len(rows), -1)
-        return Meanings(embeds), [label for label, _ in rows]
+        return LabelEmbeddings(embeds), [label for label, _ in rows]
 
-    def _show(self, people: dict[int, str]) -> _Shown:
-        if not people:
-            return _Shown(self._own, self._meant)
-        catalogue = self._own.with_people(people)
+    def _show(self, given: dict[int, str]) -> _Snapshot:
+        if not given:
+            return _Snapshot(self._own, self._semantic)
+        catalogue = self._own.with_person_labels(given)
         extra = catalogue.texts[1] if len(catalogue.texts) > 1 else None
-        return _Shown(catalogue, self._meant.with_people(extra) if self._meant is not None else None)
+        return _Snapshot(catalogue, self._semantic.with_person_labels(extra) if self._semantic is not None else None)
 
-    def _current(self) -> _Shown:
+    def _current(self) -> _Snapshot:
         """What is shown now: made anew when a person's label has changed, in this process or in another."""
         with self._lock:
-            if self._people_connection is None:
-                if not self._people_ready():
-                    return self._shown
-                uri = f"{self._people.resolve().as_uri()}?mode=ro"
-                self._people_connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-            (version,) = self._people_connection.execute("PRAGMA data_version").fetchone()
-            if version != self._people_version:
-                rows = self._people_connection.execute("SELECT feature, label FROM labels ORDER BY feature").fetchall()
-                self._shown, self._people_version = self._show(dict(rows)), version
-            return self._shown
+            if self._labels_connection is None:
+                if not self._labels_ready():
+                    return self._snapshot
+                uri = f"{self._labels_path.resolve().as_uri()}?mode=ro"
+                self._labels_connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+            (version,) = self._labels_connection.execute("PRAGMA data_version").fetchone()
+            if version != self._labels_version:
+                rows = self._labels_connection.execute("SELECT feature, label FROM labels ORDER BY feature").fetchall()
+                self._snapshot, self._labels_version = self._show(dict(rows)), version
+            return self._snapshot
 
-    def _people_ready(self) -> bool:
+    def _labels_ready(self) -> bool:
         """Whether the file of people's labels exists and has its tables, the last of which is ``history``."""
-        if not self._people.is_file():
+        if not self._labels_path.is_file():
             return False
-        with closing(sqlite3.connect(f"{self._people.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{self._labels_path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             try:
                 return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'history'").fetchone())
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
-                raise BundleError(f"{self._people}: not a file of people's labels ({error})") from None
+                raise BundleError(f"{self._labels_path}: not a file of people's labels ({error})") from None
 
     def _read(self, query: str, *values: Any) -> Sequence[Any]:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -322,13 +330,22 @@ class Store:
         return connection.execute(query, values).fetchall()
 
 
+def _labelled(catalogue: Catalogue, label: str, visible: Visibility) -> int | None:
+    """The place of the best of the visible features with a label."""
+    numbers = catalogue.gather(lambda texts: texts.same(label))
+    scores = np.isin(catalogue.labels, numbers[numbers > 0]).astype(np.float64)
+    found = search.best(catalogue, scores, catalogue.seen(visible), 0, 1)
+    return int(found.places[0]) if found.total else None
+
+
 def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
     if first is None or second is None:
         return second if first is None else first
-    return first & second
+    both: np.ndarray = first & second
+    return both
 
 
-def _hits(catalogue: Catalogue, found: search.Found) -> tuple[list[Hit], int]:
+def _hits(catalogue: Catalogue, found: search.Found) -> tuple[Sequence[Hit], int]:
     hits = [
         Hit(catalogue.row(int(place)), float(score)) for place, score in zip(found.places, found.scores, strict=True)
     ]

@@ -1,6 +1,6 @@
 """Distinct texts (labels and other words) and full-text search over them.
 
-Knows nothing of features. Many of them share a label, so searching texts instead of features keeps common words quick.
+Many features share a label, so searching texts instead of features keeps common words quick.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from faceteer_library.nearest import NearTexts
+from faceteer_library.spelling import SpellingIndex
 
 
 class Texts:
@@ -57,9 +57,9 @@ class Texts:
         return np.fromiter((row for (row,) in rows), np.int64, len(rows))
 
     @cached_property
-    def near(self) -> NearTexts:
+    def spelling(self) -> SpellingIndex:
         """For suggestions."""
-        return NearTexts(self.texts)
+        return SpellingIndex(self.texts)
 
 
 def fold(text: str) -> str:

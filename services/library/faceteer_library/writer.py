@@ -1,27 +1,24 @@
 """Writes a library: features, statistics, examples, relatives, icons. Used by offline jobs.
 
-Knows nothing of how the numbers were found. People's labels live in a file of their own, which no writer touches.
+People's labels live in a file of their own, which no writer touches.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
+from faceteer_runtime.files import whole_file
 
-from faceteer_library.schema import INDEXES, LIBRARY, RELATIONS, SELECTIONS, VERSION, require_fts5
-
-LABEL_SOURCES = ("automatic", "model")
+from faceteer_library.schema import LABEL_SOURCES, LIBRARY, RELATIONS, SELECTIONS, VERSION
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,60 @@ class ExampleRow:
     quantiles: tuple[float, float] = (0.0, 0.0)
 
 
-class LibraryWriter:
-    """Builds a library beside its final place and puts it there, whole, when its ``with`` block ends well.
+class LibraryDraft:
+    """A library under construction, as a ``with`` block: put at ``path``, whole, when the block ends without an error.
+
+    The draft is an unnamed database in SQLite's directory for temporary files, so a killed job leaves nothing behind,
+    and two jobs on one library do not write into each other's.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        self._connection = sqlite3.connect("")
+        self._connection.execute("PRAGMA journal_mode = OFF")
+        self.facts: dict[str, str] = {}
+
+    def icon(self, index: int, webp: bytes, strengths: Sequence[float], key: str = "") -> None:
+        """Adds or replaces a feature's icon, the SCALED strengths in it, left to right, and its content address."""
+        packed = np.asarray(strengths, "<f4").tobytes()
+        self._connection.execute("INSERT OR REPLACE INTO icons VALUES (?, ?, ?, ?)", (index, webp, packed, key))
+
+    def meaning(self, label: str, embeds: np.ndarray) -> None:
+        """Adds the CLIP text embedding [d] of a label; stored with norm 1, as float16."""
+        packed = (embeds / np.linalg.norm(embeds)).astype("<f2").tobytes()
+        self._connection.execute("INSERT OR REPLACE INTO meanings VALUES (?, ?)", (label, packed))
+
+    def meta(self, key: str, value: str) -> None:
+        """Adds or replaces a fact about the library as a whole."""
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self.facts[key] = value
+
+    def save(self) -> None:
+        """Puts what was done so far in place, whole, and goes on: a long job that is stopped later keeps it."""
+        self._connection.commit()
+        with whole_file(self._path) as part:
+            part.unlink(missing_ok=True)  # VACUUM INTO makes the file itself
+            self._connection.execute("VACUUM INTO ?", (str(part),))
+
+    def discard(self) -> None:
+        """Gives up everything that was not saved, as a block that fails does."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.save()
+        finally:
+            self._connection.close()
+
+
+class LibraryWriter(LibraryDraft):
+    """Builds a library and puts it in place, whole, when its ``with`` block ends without an error.
 
     Args:
         path: the library file; replaced if it exists.
@@ -84,7 +133,6 @@ class LibraryWriter:
 
     Raises:
         ValueError: a row that contradicts itself (an unknown relation or label source, histogram lengths that differ).
-        RuntimeError: Python's SQLite has no FTS5.
     """
 
     def __init__(
@@ -97,14 +145,9 @@ class LibraryWriter:
         encoder_revision: str = "",
         embed_dim: int = 0,
     ) -> None:
-        require_fts5()
-        self._path = Path(path)
-        descriptor, name = tempfile.mkstemp(prefix=self._path.name, suffix=".part", dir=self._path.parent)
-        os.close(descriptor)
-        self._part = Path(name)
-        self._connection = sqlite3.connect(self._part)
-        self._connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + LIBRARY)
-        meta = {
+        super().__init__(path)
+        self._connection.executescript(LIBRARY)
+        facts = {
             "version": str(VERSION),
             "sae_revision": sae_revision,
             "corpus": corpus,
@@ -113,7 +156,8 @@ class LibraryWriter:
             "embed_dim": str(embed_dim),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        for key, value in facts.items():
+            self.meta(key, value)
 
     def feature(self, row: FeatureRow) -> None:
         """Adds one feature; each index once."""
@@ -141,8 +185,6 @@ class LibraryWriter:
                 json.dumps(row.terms, ensure_ascii=False),
             ),
         )
-        if row.label:
-            self._connection.execute("INSERT INTO words (rowid, label) VALUES (?, ?)", (row.index, row.label))
 
     def examples(self, index: int, rows: Sequence[ExampleRow], selection: str = "strongest") -> None:
         """Adds a feature's examples, strongest first. A thumbnail that many features share is stored once."""
@@ -168,35 +210,3 @@ class LibraryWriter:
             "INSERT INTO relatives VALUES (?, ?, ?, ?, ?)",
             ((index, relation, rank, other, score) for rank, (other, score) in enumerate(others)),
         )
-
-    def icon(self, index: int, webp: bytes, strengths: Sequence[float], key: str = "") -> None:
-        """Adds a feature's icon, the SCALED strengths in it, left to right, and its content address."""
-        packed = np.asarray(strengths, "<f4").tobytes()
-        self._connection.execute("INSERT INTO icons VALUES (?, ?, ?, ?)", (index, webp, packed, key))
-
-    def meaning(self, label: str, embeds: np.ndarray) -> None:
-        """Adds the CLIP text embedding [d] of a label; stored with norm 1, as float16."""
-        packed = (embeds / np.linalg.norm(embeds)).astype("<f2").tobytes()
-        self._connection.execute("INSERT OR REPLACE INTO meanings VALUES (?, ?)", (label, packed))
-
-    def meta(self, key: str, value: str) -> None:
-        """Adds a fact about the library as a whole."""
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-
-    def __enter__(self) -> LibraryWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with closing(self._connection):
-                if kind is None:
-                    self._connection.executescript(INDEXES + "INSERT INTO words (words) VALUES ('optimize');")
-                    self._connection.commit()
-                    self._connection.execute("VACUUM")
-            if kind is None:
-                self._part.chmod(0o644)  # mkstemp's own mode is for its maker alone
-                os.replace(self._part, self._path)
-        finally:
-            self._part.unlink(missing_ok=True)

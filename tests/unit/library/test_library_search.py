@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faceteer_library.access import EVERYTHING, AccessPolicy
 from faceteer_library.filters import Filter
-from faceteer_library.gate import EVERYTHING, Gate
-from faceteer_library.meanings import CANDIDATES, Meanings
-from faceteer_library.people import People
+from faceteer_library.label_embeddings import CANDIDATES, LabelEmbeddings
+from faceteer_library.person_labels import PersonLabels
 from faceteer_library.store import Store
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
 from faceteer_runtime.errors import NotPermitted, UnknownFeature
@@ -133,7 +133,7 @@ def test_examples_of_each_selection(store: Store) -> None:
 
 
 def test_a_persons_label_takes_words_scores_and_meaning_of_the_automatic_one_away(store: Store, tmp_path: Path) -> None:
-    People(tmp_path / "labels.sqlite").set(0, "Darkness", "ada")
+    PersonLabels(tmp_path / "labels.sqlite").set(0, "Darkness", "ada")
     row = store.get(0)
     assert (row.label, row.source, row.detection_score, row.causal_score) == ("Darkness", "person", None, None)
     assert found(store, "evening") == []
@@ -142,13 +142,13 @@ def test_a_persons_label_takes_words_scores_and_meaning_of_the_automatic_one_awa
     assert {0, 3} <= set(found(store, "gloom", meaning(1, 0)))
     assert listed(store, scores_disagree=True) == [3]
     # With the automatic label's own words the scores stay.
-    People(tmp_path / "labels.sqlite").set(0, "NIGHT", "ada")
+    PersonLabels(tmp_path / "labels.sqlite").set(0, "NIGHT", "ada")
     assert store.get(0).detection_score == 0.9
     assert listed(store, sources=("person",)) == [0]
 
 
 def test_labels_given_while_others_search_are_seen_whole_or_not_at_all(store: Store, tmp_path: Path) -> None:
-    people, wrong = People(tmp_path / "labels.sqlite"), []
+    people, wrong = PersonLabels(tmp_path / "labels.sqlite"), []
     done = threading.Event()
 
     def read() -> None:
@@ -192,64 +192,64 @@ def test_a_library_of_version_1_is_read(tmp_path: Path) -> None:
 
 
 def test_without_a_key_gated_features_are_nowhere(store: Store) -> None:
-    sight = Gate(["violence"]).sight("")
+    visible = AccessPolicy(["violence"]).named("")
     everything = Filter()
-    assert store.get(7, sight).label == "nude", "a class that the operator does not gate"
-    for ask in (lambda: store.get(6, sight), lambda: store.resolve("knife", sight)):
+    assert store.get(7, visible).label == "nude", "a class that the operator does not gate"
+    for ask in (lambda: store.get(6, visible), lambda: store.resolve("knife", visible)):
         with pytest.raises(UnknownFeature):
             ask()
     with pytest.raises(UnknownFeature) as caught:
-        store.resolve("knive", sight)
+        store.resolve("knive", visible)
     assert caught.value.metadata == {}
     with pytest.raises(UnknownFeature) as caught:
         store.resolve("knive")
     assert caught.value.metadata == {"nearest": "knife"}
-    rows, total = store.list(everything, "index", 0, 50, sight)
+    rows, total = store.list(everything, "index", 0, 50, visible)
     assert (6 in [row.index for row in rows], total) == (False, 8)
-    assert store.search("knife", everything, 0, 50, None, sight) == ([], 0)
-    assert 6 not in [hit.row.index for hit in store.search("x", everything, 0, 50, meaning(-1, -1), sight)[0]]
-    assert [hit.row.index for hit in store.similar(0, everything, 0, 50, sight)[0]] == [1]
-    assert [other for other, _, _ in store.relatives(0, "nearest", sight)] == [1]
-    assert store.firing(np.array([6]), np.ones(1, np.float32), everything, 0, 5, sight) == ([], 0)
-    facts = store.facts(sight)
+    assert store.search("knife", everything, 0, 50, None, visible) == ([], 0)
+    assert 6 not in [hit.row.index for hit in store.search("x", everything, 0, 50, meaning(-1, -1), visible)[0]]
+    assert [hit.row.index for hit in store.similar(0, everything, 0, 50, visible)[0]] == [1]
+    assert [other for other, _, _ in store.relatives(0, "nearest", visible)] == [1]
+    assert store.firing(np.array([6]), np.ones(1, np.float32), everything, 0, 5, visible) == ([], 0)
+    facts = store.facts(visible)
     assert facts == (8, 7, 7, ("nudity",))
     assert store.facts(EVERYTHING) == (9, 8, 8, ("nudity", "violence"))
 
 
 def test_a_person_who_renames_a_gated_feature_does_not_free_it(store: Store, tmp_path: Path) -> None:
-    People(tmp_path / "labels.sqlite").set(6, "harmless", "ada")
-    sight = Gate().sight("")
+    PersonLabels(tmp_path / "labels.sqlite").set(6, "harmless", "ada")
+    visible = AccessPolicy().named("")
     with pytest.raises(UnknownFeature) as caught:
-        store.resolve("harmles", sight)
+        store.resolve("harmles", visible)
     assert "harmless" not in caught.value.message
     with pytest.raises(UnknownFeature) as caught:
         store.resolve("harmles")
     assert "harmless" in caught.value.message
-    assert store.search("harmless", Filter(), 0, 5, None, sight) == ([], 0)
+    assert store.search("harmless", Filter(), 0, 5, None, visible) == ([], 0)
 
 
 def test_keys_open_gates_where_lists_name_the_class() -> None:
-    gate = Gate(["*"], ["first-key", "second-key"])
-    assert gate.sight("second-key").sees("violence")
-    assert not gate.sight("second-ke").sees("violence")
-    assert not gate.sight("").sees("violence")
-    assert gate.sight("").sees("")
-    assert not gate.sight_of("first-key", []).sees("violence")
-    opened = gate.sight_of("first-key", ["violence"])
+    gate = AccessPolicy(["*"], ["first-key", "second-key"])
+    assert gate.named("second-key").sees("violence")
+    assert not gate.named("second-ke").sees("violence")
+    assert not gate.named("").sees("violence")
+    assert gate.named("").sees("")
+    assert not gate.listed("first-key", []).sees("violence")
+    opened = gate.listed("first-key", ["violence"])
     assert (opened.sees("violence"), opened.sees("nudity")) == (True, False)
-    assert gate.sight_of("first-key", ["*"]).sees("nudity")
+    assert gate.listed("first-key", ["*"]).sees("nudity")
     for named in (["violence"], ["*"], ["never heard of"]):
         with pytest.raises(NotPermitted, match=r"include_safety_classes"):
-            gate.sight_of("wrong", named)
+            gate.listed("wrong", named)
 
 
 def test_a_class_that_is_not_gated_needs_no_key() -> None:
-    some, none = Gate(["violence"]), Gate([])
-    assert some.sight_of("", ["nudity"]).sees("nudity")
-    assert none.sight_of("", ["*"]).sees("violence")
-    assert none.sight("").sees("violence")
+    some, none = AccessPolicy(["violence"]), AccessPolicy([])
+    assert some.listed("", ["nudity"]).sees("nudity")
+    assert none.listed("", ["*"]).sees("violence")
+    assert none.named("").sees("violence")
     # Without any key in the settings nobody may, and an empty key is none.
-    assert not Gate(["*"], [""]).permits("")
+    assert not AccessPolicy(["*"], [""]).permits("")
 
 
 @pytest.mark.parametrize("n", [1, 40, 5000])
@@ -258,7 +258,7 @@ def test_the_closest_labels_are_those_of_a_plain_comparison(n: int) -> None:
     spectrum = 1 / np.sqrt(np.arange(1, 1025))
     embeds = rng.standard_normal((n, 1024)) * spectrum + 2 * rng.standard_normal(1024) / 32
     embeds = (embeds / np.linalg.norm(embeds, axis=1, keepdims=True)).astype(np.float16)
-    meanings = Meanings(embeds)
+    meanings = LabelEmbeddings(embeds)
     exact = embeds.astype(np.float64)
     centred = exact - exact.mean(0)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)

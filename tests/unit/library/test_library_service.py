@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from faceteer.v1 import edits_pb2, library_pb2, library_pb2_grpc, tensor_pb2
 from faceteer_library.editor import LibraryEditor
-from faceteer_library.schema import PEOPLE
+from faceteer_library.schema import PERSON_LABELS
 from faceteer_library.service import build
 from faceteer_library.settings import LibrarySettings
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
 from faceteer_runtime.bundle import Bundle, BundleError, seal, verify
 from faceteer_runtime.icons import pack_template
 from faceteer_runtime.server import start
+from faceteer_runtime.tensors import to_array
 from rpc_errors import Failure, read_error
 
 Serve = Callable[..., Awaitable[library_pb2_grpc.LibraryServiceStub]]
@@ -257,7 +258,7 @@ async def test_a_labels_file_of_which_only_some_tables_are_made_yet_is_left_alon
 ) -> None:
     # What a reader may meet while another call makes the file.
     with closing(sqlite3.connect(tmp_path / "half.sqlite")) as connection:
-        connection.execute(PEOPLE.split(";")[0])
+        connection.execute(PERSON_LABELS.split(";")[0])
     stub = await serve(library_labels_path=tmp_path / "half.sqlite")
     request = library_pb2.SearchFeaturesRequest(words="snow")
     assert [hit.feature.index for hit in (await stub.SearchFeatures(request)).hits] == [1]
@@ -312,11 +313,43 @@ async def test_the_library_says_what_it_covers(serve: Serve) -> None:
 async def test_a_feature_without_an_icon_comes_with_what_one_can_be_drawn_from(
     serve: Serve, library_bundle: Path
 ) -> None:
-    # Of the published encoder's length: a call's metadata must have room for it.
-    template = pack_template(np.linspace(-3, 3, 1280))
+    template = np.linspace(-3, 3, 1280).astype(np.float16)
     with LibraryEditor(library_bundle / "library" / "library.sqlite") as editor:
-        editor.meta("icon_template", template)
+        editor.meta("icon_template", pack_template(template))
     seal(library_bundle)
     stub = await serve()
-    failure = await failure_of(stub.GetFeatureIcon(library_pb2.GetFeatureIconRequest(feature=at(0))))
-    assert (failure.reason, failure.metadata) == ("ICON_NOT_MADE", {"feature_index": "0", "icon_template": template})
+    answer = await stub.GetFeatureIcon(library_pb2.GetFeatureIconRequest(feature=at(0)))
+    assert (answer.WhichOneof("result"), answer.recipe.feature_index) == ("recipe", 0)
+    assert np.array_equal(to_array(answer.recipe.template, field="template"), template)
+    assert list(answer.strengths) == [0.5, 1.0, 1.5]
+    stored = await stub.GetFeatureIcon(library_pb2.GetFeatureIconRequest(feature=at(1)))
+    assert stored.WhichOneof("result") == "icon"
+
+
+@pytest.mark.parametrize("template", [None, "no base64", ""])
+async def test_without_a_template_that_can_be_read_an_icon_is_not_made(
+    serve: Serve, library_bundle: Path, template: str | None
+) -> None:
+    if template is not None:
+        with LibraryEditor(library_bundle / "library" / "library.sqlite") as editor:
+            editor.meta("icon_template", template)
+        seal(library_bundle)
+    failure = await failure_of((await serve()).GetFeatureIcon(library_pb2.GetFeatureIconRequest(feature=at(3))))
+    assert (failure.reason, failure.metadata) == ("ICON_NOT_MADE", {"feature_index": "3"})
+
+
+async def test_what_is_missing_is_left_out_of_many_features_where_that_is_asked_for(serve: Serve) -> None:
+    stub = await serve()
+    features = [at(99), at(3), named("nihgt"), named("snow"), at(8)]
+    answer = await stub.BatchGetFeatures(library_pb2.BatchGetFeaturesRequest(features=features, allow_missing=True))
+    assert [feature.index for feature in answer.features] == [3, 1]
+    assert list(answer.missing) == [0, 2, 4]
+    none = await stub.BatchGetFeatures(library_pb2.BatchGetFeaturesRequest(features=[at(99)], allow_missing=True))
+    assert (list(none.features), list(none.missing)) == ([], [0])
+    # Without it the first of them is named, with what is near.
+    failure = await failure_of(stub.BatchGetFeatures(library_pb2.BatchGetFeaturesRequest(features=features[1:])))
+    assert (failure.reason, failure.fields) == ("UNKNOWN_FEATURE", ["features[1].label"])
+    assert failure.metadata["nearest"].lower().startswith("night")
+    # A reference to nothing is a mistake all the same.
+    request = library_pb2.BatchGetFeaturesRequest(features=[at(3), named(" ")], allow_missing=True)
+    assert (await failure_of(stub.BatchGetFeatures(request))).fields == ["features[1]"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faceteer_library.nearest import NearTexts
-from faceteer_library.people import People
+from faceteer_library.person_labels import PersonLabels
+from faceteer_library.spelling import SpellingIndex
 from faceteer_library.store import Filter, Store
 from faceteer_library.texts import match_expression
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
@@ -114,11 +114,11 @@ def test_an_unknown_label_comes_with_near_ones(store: Store) -> None:
 
 
 def test_near_labels_come_closest_first() -> None:
-    assert NearTexts(["blue balls", "red balls", "snow", "red"]).nearest("red bal")[0] == "red balls"
+    assert SpellingIndex(["blue balls", "red balls", "snow", "red"]).nearest("red bal")[0] == "red balls"
 
 
 def test_a_persons_label_wins_is_found_at_once_and_can_be_taken_back(store: Store, tmp_path: Path) -> None:
-    people = People(tmp_path / "labels.sqlite")
+    people = PersonLabels(tmp_path / "labels.sqlite")
     assert found(store, "lighthouse") == []
     people.set(1, "lighthouse", "ada")
     assert (store.get(1).label, store.get(1).source) == ("lighthouse", "person")
@@ -133,7 +133,7 @@ def test_a_persons_label_wins_is_found_at_once_and_can_be_taken_back(store: Stor
 
 
 def test_rebuilding_the_library_keeps_peoples_labels(store: Store, tmp_path: Path) -> None:
-    People(tmp_path / "labels.sqlite").set(1, "lighthouse", "ada")
+    PersonLabels(tmp_path / "labels.sqlite").set(1, "lighthouse", "ada")
     write(tmp_path / "library.sqlite", ("new", "labels"))
     again = Store(tmp_path / "library.sqlite", tmp_path / "labels.sqlite")
     assert [again.get(0).label, again.get(1).label] == ["new", "lighthouse"]
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_library_is_refused_in_one_sentence(tmp_path: Path) ->
 
 def test_labels_that_cannot_be_written_say_so(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nowhere"):
-        People(tmp_path / "nowhere" / "labels.sqlite").set(1, "x", "")
+        PersonLabels(tmp_path / "nowhere" / "labels.sqlite").set(1, "x", "")
 
 
 def test_a_library_of_the_published_size_is_searched_in_milliseconds(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faceteer_library.editor import LibraryEditor
-from faceteer_library.people import People
+from faceteer_library.person_labels import PersonLabels
 from faceteer_library.store import Filter, Store
 from faceteer_postcards.corpus import draw_corpus
 from faceteer_runtime.bundle import Bundle, verify
@@ -211,7 +211,7 @@ def test_features_are_named_for_what_they_are(labelled: tuple[Path, Path]) -> No
 def test_a_persons_label_outlives_a_relabelling(labelled: tuple[Path, Path], tmp_path: Path) -> None:
     bundle = tmp_path / "postcards"
     shutil.copytree(labelled[0], bundle)
-    People(bundle / "labels.sqlite").set(24, "the small hours", "ann")
+    PersonLabels(bundle / "labels.sqlite").set(24, "the small hours", "ann")
     main(["label-library", "--corpus", str(labelled[1]), "--bundle", str(bundle), "--vocabulary", "postcards"])
     store = Store(bundle / "library" / "library.sqlite", bundle / "labels.sqlite")
     assert (store.get(24).label, store.get(24).source) == ("the small hours", "person")

@@ -1,7 +1,4 @@
-"""People's labels: a small file of their own, made when the first label is given.
-
-Knows nothing of the library they belong to, so rebuilding a library loses none of them.
-"""
+"""Labels that people give: a file of their own, made at the first one, so that rebuilding a library loses none."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from faceteer_library.schema import PEOPLE
+from faceteer_library.schema import PERSON_LABELS
 
 
-class People:
-    """Writes labels; readers attach the file (see :mod:`faceteer_library.store`). Every change is kept in a history."""
+class PersonLabels:
+    """Writes labels, and every change to a history; :mod:`faceteer_library.store` reads them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,12 +28,10 @@ class People:
         with self._lock:
             try:
                 with closing(sqlite3.connect(self.path)) as connection, connection:
-                    connection.executescript(PEOPLE)
+                    connection.executescript(PERSON_LABELS)
                     connection.execute("DELETE FROM labels WHERE feature = ?", (feature,))
-                    connection.execute("DELETE FROM people_words WHERE rowid = ?", (feature,))
                     if label:
                         connection.execute("INSERT INTO labels VALUES (?, ?, ?, ?)", (feature, label, author, at))
-                        connection.execute("INSERT INTO people_words (rowid, label) VALUES (?, ?)", (feature, label))
                     connection.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (feature, label, author, at))
             except sqlite3.DatabaseError as error:
                 raise OSError(f"{self.path}: {error}") from error

@@ -1,7 +1,4 @@
-"""The texts closest to a mistyped one.
-
-Knows nothing of features.
-"""
+"""The texts closest to a mistyped one."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ _CANDIDATES, _LEAST = 50, 0.5
 _BETWEEN = 0
 
 
-class NearTexts:
+class SpellingIndex:
     """Texts by the pairs of letters they hold, so that 50,000 of them are compared in a millisecond.
 
     Shared pairs choose the candidates, since difflib alone would take seconds over that many.

@@ -1,7 +1,4 @@
-"""Who may see features of a safety class: the operator's gated classes and access keys.
-
-Knows nothing of where classes come from or how a key arrives.
-"""
+"""Who may see features of a safety class: the operator's gated classes and access keys."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ EVERY = "*"
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What one call sees.
+class Visibility:
+    """Which safety classes one call sees.
 
     Attributes:
-        hidden: the safety classes that it does not see; :data:`EVERY` for every class but those in ``shown``.
+        hidden: the classes that it does not see; :data:`EVERY` for every class but those in ``shown``.
         shown: classes it sees although ``hidden`` holds them or is everything; :data:`EVERY` for all.
     """
 
@@ -33,10 +30,10 @@ class Sight:
         return EVERY not in self.hidden and safety_class not in self.hidden
 
 
-EVERYTHING = Sight()
+EVERYTHING = Visibility()
 
 
-class Gate:
+class AccessPolicy:
     """The operator's rule.
 
     Args:
@@ -49,30 +46,29 @@ class Gate:
         self._keys = tuple(key.encode() for key in keys if key)
 
     def permits(self, key: str) -> bool:
-        """Whether ``key`` is one of the operator's. Every key is compared, in a time that tells nothing of them."""
+        """Whether ``key`` is one of the operator's. Compares with every key, so that the time taken tells nothing."""
         given = key.encode()
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         return any(matches)
 
-    def sight(self, key: str) -> Sight:
+    def named(self, key: str) -> Visibility:
         """For a call about features that it names: with a key it sees them all."""
-        return Sight(self._classes, frozenset({EVERY}) if self.permits(key) else frozenset())
+        return Visibility(self._classes, frozenset({EVERY}) if self.permits(key) else frozenset())
 
-    def sight_of(self, key: str, included: Iterable[str]) -> Sight:
+    def listed(self, key: str, included: Iterable[str]) -> Visibility:
         """For a list or search, which shows gated classes only where it names them.
 
         Raises:
             NotPermitted: it names a gated class without one of the operator's keys, whether or not the class occurs.
         """
         named = [name for name in included if name]
-        closed = Sight(self._classes)
+        closed = Visibility(self._classes)
         for name in named:
             gated = bool(self._classes) if name == EVERY else not closed.sees(name)
             if gated and not self.permits(key):
-                error = NotPermitted(
+                raise NotPermitted(
                     f"filter.include_safety_classes: {name!r} is gated here; send one of the operator's keys as "
-                    "x-faceteer-access, or leave it out"
+                    "x-faceteer-access, or leave it out",
+                    field="filter.include_safety_classes",
                 )
-                error.field = "filter.include_safety_classes"
-                raise error
-        return Sight(self._classes, frozenset(named))
+        return Visibility(self._classes, frozenset(named))

@@ -1,7 +1,7 @@
-"""What labels mean: their CLIP text embeddings, searched in milliseconds.
+"""The CLIP text embeddings of labels: nearest-neighbour search, by which words find labels that mean the same.
 
-Knows nothing of features or words. All of a text tower's embeddings point much the same way, so everything is compared
-centred: cos(e_i - m, q - m), m the mean of the labels' embeddings.
+All of a text tower's embeddings point much the same way, so everything is compared centred: cos(e_i - m, q - m), m the
+mean of the labels' embeddings.
 
 Tens of thousands of labels x 1,280 are too much to read for one search. A projection onto the labels' own principal
 axes chooses the candidates, and these are compared exactly.
@@ -23,7 +23,7 @@ _SAMPLE, _BLOCK = 4096, 4096
 _LEAST, _MOST = 0.5, 0.95
 
 
-class Meant(NamedTuple):
+class Neighbours(NamedTuple):
     """Labels close in meaning, closest first.
 
     Attributes:
@@ -35,7 +35,7 @@ class Meant(NamedTuple):
     cosines: np.ndarray
 
 
-class Meanings:
+class LabelEmbeddings:
     """Embeddings of distinct labels.
 
     Args:
@@ -67,7 +67,7 @@ class Meanings:
     def __len__(self) -> int:
         return len(self.embeds)
 
-    def closest(self, query: np.ndarray, *, exactly: bool = False) -> Meant:
+    def closest(self, query: np.ndarray, *, exactly: bool = False) -> Neighbours:
         """At most :data:`CANDIDATES` labels no farther than :attr:`floor`.
 
         Args:
@@ -89,7 +89,7 @@ class Meanings:
             cosines = self._centred(rows) @ centred
         order = np.argsort(-cosines, kind="stable")[:CANDIDATES]
         order = order[cosines[order] >= self.floor]
-        return Meant(rows[order], cosines[order])
+        return Neighbours(rows[order], cosines[order])
 
     def _centred(self, rows: np.ndarray) -> np.ndarray:
         """Float32 [rows, d], each of norm 1."""
