@@ -250,9 +250,7 @@ class Store:
         """Examples of one selection in their order, strongest first, and how many are kept."""
         if self._version_1:
             # Version 1 kept the strongest only.
-            if selection != SELECTIONS[0]:
-                return [], 0
-            columns, condition = "0.0, 0.0", "e.feature = ?1"
+            columns, condition = "0.0, 0.0", "e.feature = ?1 AND ?2 = 'strongest'"
         else:
             columns, condition = "e.quantile_from, e.quantile_to", "e.feature = ?1 AND e.selection = ?2"
         rows = self._read(

@@ -23,7 +23,7 @@ from faceteer_runtime.cache_keys import IMAGE, cache_key, content_hash
 STRENGTHS = (0.5, 1.0, 1.5)
 SEED = 1
 _STEPS, _GUIDANCE = 12, 4.0
-# The fact in a library's meta, and in ICON_NOT_MADE's metadata: the template's embedding, packed by `pack_template`.
+# The fact in a library's meta: the template's embedding, packed by `pack_template`.
 TEMPLATE = "icon_template"
 _GAP = 2
 _LARGEST = 256
@@ -95,7 +95,7 @@ def icon_pictures(strip: bytes, count: int) -> list[Image.Image]:
 
 
 def pack_template(embeds: np.ndarray) -> str:
-    """An embedding [d] as text: float16, base64. 1,280 values take 3.4 kB, less than a call's metadata may."""
+    """An embedding [d] as text: float16, base64."""
     return base64.b64encode(np.asarray(embeds, "<f2").tobytes()).decode()
 
 

@@ -1,12 +1,11 @@
 """Every service in one process on one port: the same servicers and wiring, with calls between them in memory.
 
-Knows nothing of any service beyond its ``build``. The plain front door never imports this, so its container needs no
-torch.
+The plain front door never imports this, so its container needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import faceteer_encoder.service
@@ -22,12 +21,11 @@ from faceteer_runtime.service import Resources, Service
 from faceteer_runtime.settings import ServiceSettings, parse_together
 from faceteer_sae.settings import SaeSettings
 
-from faceteer_studio.library_front import LibraryFront
-from faceteer_studio.service import studio
+from faceteer_studio.ports import Local, Ports
+from faceteer_studio.service import build_over
 from faceteer_studio.settings import AllInOneSettings
-from faceteer_studio.upstreams import LocalUpstream, Upstreams
 
-_PARTS = {
+_PARTS: dict[str, tuple[Callable[[Resources], Service], type[ServiceSettings]]] = {
     "encoder": (faceteer_encoder.service.build, EncoderSettings),
     "sae": (faceteer_sae.service.build, SaeSettings),
     "generator": (faceteer_generator.service.build, GeneratorSettings),
@@ -41,16 +39,16 @@ def build_with(settings: Sequence[ServiceSettings], resources: Resources) -> lis
         name: build(Resources(own, resources.bundle, resources.cache, resources.metrics, resources.address))
         for (name, (build, _)), own in zip(_PARTS.items(), settings, strict=True)
     }
-    local = {name: LocalUpstream(name, service.register) for name, service in services.items()}
-    upstreams = Upstreams(**local)
+    local = {name: Local(name, service.register) for name, service in services.items()}
+    studio, before_library = build_over(Ports(**local), resources)
     # The library as the door's callers meet it; the studio itself asks the one behind.
-    handlers = local["library"].handlers | LibraryFront(upstreams, resources.cache).handlers()
+    handlers = local["library"].handlers | before_library
     generic = grpc.method_handlers_generic_handler(services["library"].name, handlers)
     services["library"] = replace(
         services["library"], register=lambda server: server.add_generic_rpc_handlers((generic,))
     )
     # The studio last: it serves when the others have warmed up.
-    return [*services.values(), studio(resources, upstreams)]
+    return [*services.values(), studio]
 
 
 def build(resources: Resources) -> list[Service]:

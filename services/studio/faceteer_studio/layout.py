@@ -1,19 +1,18 @@
 """Keeping a photo's layout while it is edited: what the decoder starts from instead of pure noise.
 
-Knows nothing of edits. Image to image hands the photo itself to the generator; inversion first asks it for the noise
+Image to image hands the photo itself to the generator; inversion first asks it for the noise
 that draws the photo again from its own, unedited embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from faceteer.v1 import generator_pb2, studio_pb2, tensor_pb2
-from faceteer_runtime.errors import FaceteerError, InvalidField
+from faceteer_runtime.errors import InvalidField
 
-from faceteer_studio.passed_on import in_words_of
-from faceteer_studio.upstreams import Upstream
+from faceteer_studio.ports import Call
+from faceteer_studio.upstream_errors import Fields
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,13 @@ class Layout:
         raise InvalidField("keep_layout.image", "is missing; give the photo here or as input.image")
 
     @property
-    def words(self) -> Mapping[str, str]:
-        """The generator's fields in the request's words."""
+    def fields(self) -> Fields:
+        """Where the generator's fields stand in our request."""
         return {"image": self.field, "start.image": self.field, "start.strength": "keep_layout.strength",
                 "start": "keep_layout"}  # fmt: skip
 
     async def start(
-        self,
-        generator: Upstream,
-        unedited: tensor_pb2.EmbedsInput,
-        settings: generator_pb2.GenerationSettings,
-        timeout: float | None,
+        self, unedited: tensor_pb2.EmbedsInput, settings: generator_pb2.GenerationSettings, call: Call
     ) -> generator_pb2.GenerationStart:
         """What to start from. ``settings`` are the drawing's; inversion sets their scheduler.
 
@@ -82,9 +77,6 @@ class Layout:
         # Guidance, seeds and format are the drawing's alone.
         inversion = generator_pb2.GenerationSettings(width=settings.width, height=settings.height, steps=settings.steps)
         request = generator_pb2.InvertImageRequest(image=self.image, input=unedited, settings=inversion)
-        try:
-            answer = await generator.call("InvertImage", request, timeout)
-        except FaceteerError as error:
-            raise in_words_of(error, self.words) from None
+        answer = await call.ports.generator.invert_image(request, call, self.fields)
         settings.scheduler = generator_pb2.SCHEDULER_DDIM
         return generator_pb2.GenerationStart(noise_id=answer.noise_id)

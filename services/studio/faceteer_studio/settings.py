@@ -1,7 +1,4 @@
-"""Settings of the studio: where the other four services are.
-
-Knows nothing of what they do. In the all-in-one process the addresses play no part.
-"""
+"""Settings of the studio: where the other four services are. In the all-in-one process the addresses play no part."""
 
 from __future__ import annotations
 

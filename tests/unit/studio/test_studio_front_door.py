@@ -109,22 +109,20 @@ class Library(library_pb2_grpc.LibraryServiceServicer):
     async def GetLibrary(self, request: Any, context: Any) -> library_pb2.GetLibraryResponse:
         return library_pb2.GetLibraryResponse(revision="lib1")
 
-    async def SearchFeatures(self, request: Any, context: Any) -> library_pb2.SearchFeaturesResponse:
-        labels = {3: "night", 5: "snow"}
-        features = [library_pb2.Feature(index=i, label=labels.get(i, "")) for i in request.activations.indices]
-        return library_pb2.SearchFeaturesResponse(
-            hits=[library_pb2.FeatureHit(feature=feature) for feature in features if feature.index != GATED]
-        )
-
     async def ListFeatures(self, request: Any, context: Any) -> library_pb2.ListFeaturesResponse:
         return library_pb2.ListFeaturesResponse(execution=execution_pb2.Execution(model_revision="lib1"))
 
     async def BatchGetFeatures(self, request: Any, context: Any) -> library_pb2.BatchGetFeaturesResponse:
         labels = {"night": 3, "snow": 5}
         features = []
-        for reference in request.features:
+        for at, reference in enumerate(request.features):
             if reference.label and reference.label not in labels:
-                raise UnknownFeature(f"no feature is labelled {reference.label!r}", ["night"])
+                raise UnknownFeature(f"no feature is labelled {reference.label!r}", ["night"]).at(
+                    f"features[{at}].label"
+                )
+            if reference.index == GATED:
+                assert request.allow_missing
+                continue
             index = labels.get(reference.label, reference.index)
             label = next((label for label, i in labels.items() if i == index), "")
             features.append(library_pb2.Feature(index=index, label=label))

@@ -28,8 +28,7 @@ from faceteer.v1 import (
     studio_pb2_grpc,
     tensor_pb2,
 )
-from faceteer_runtime.errors import FaceteerError, IconNotMade, InvalidField, NotInBundle, NotPermitted, QueueFull
-from faceteer_runtime.icons import TEMPLATE, pack_template
+from faceteer_runtime.errors import FaceteerError, IconNotMade, InvalidField, NotInBundle, QueueFull
 from faceteer_runtime.server import start
 from faceteer_runtime.service import Resources, Service
 from faceteer_runtime.settings import ServiceSettings
@@ -140,7 +139,7 @@ class Generator(Upstream, generator_pb2_grpc.GeneratorServiceServicer):
 
 class Library(Upstream, library_pb2_grpc.LibraryServiceServicer):
     searches_meaning = True
-    template: str | None = pack_template(TEMPLATE_EMBEDS)
+    template: np.ndarray | None = TEMPLATE_EMBEDS
 
     async def GetLibrary(self, request: Any, context: Any) -> library_pb2.GetLibraryResponse:
         self.note("GetLibrary", request, context)
@@ -151,8 +150,6 @@ class Library(Upstream, library_pb2_grpc.LibraryServiceServicer):
 
     async def SearchFeatures(self, request: Any, context: Any) -> library_pb2.SearchFeaturesResponse:
         self.note("SearchFeatures", request, context)
-        if request.filter.include_safety_classes and self.calls[-1][2] != "key":
-            raise NotPermitted("no")
         indices = request.activations.indices if request.HasField("activations") else [1]
         hits = [
             library_pb2.FeatureHit(feature=library_pb2.Feature(index=index, label=f"f{index}")) for index in indices
@@ -163,10 +160,15 @@ class Library(Upstream, library_pb2_grpc.LibraryServiceServicer):
         self.note("GetFeatureIcon", request, context)
         if request.feature.index == 9:
             return library_pb2.GetFeatureIconResponse(icon=b"from the library")
-        error = IconNotMade(request.feature.index)
-        if self.template is not None:
-            error.metadata[TEMPLATE] = self.template
-        raise error
+        if self.template is None:
+            raise IconNotMade(request.feature.index)
+        recipe = library_pb2.IconRecipe(feature_index=request.feature.index, template=to_tensor(self.template))
+        return library_pb2.GetFeatureIconResponse(recipe=recipe, strengths=[0.5, 1.0, 1.5])
+
+    async def BatchGetFeatures(self, request: Any, context: Any) -> library_pb2.BatchGetFeaturesResponse:
+        self.note("BatchGetFeatures", request, context)
+        features = [library_pb2.Feature(index=each.index, label=f"f{each.index}") for each in request.features]
+        return library_pb2.BatchGetFeaturesResponse(features=features)
 
     async def GetFeature(self, request: Any, context: Any) -> library_pb2.GetFeatureResponse:
         self.note("GetFeature", request, context)
@@ -273,12 +275,6 @@ async def test_the_access_key_goes_to_the_library_and_to_nobody_else(door: Simpl
     assert not hidden.library.safety_classes
 
 
-async def test_a_key_that_opens_nothing_is_as_good_as_none(door: SimpleNamespace) -> None:
-    opened = studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(image=b"x"))
-    answer = await door.studio_stub.OpenImage(opened, metadata=(("x-faceteer-access", "wrong"),))
-    assert [feature.label for feature in answer.features] == ["f5", "f3"]
-
-
 async def test_the_librarys_own_icon_is_passed_on(door: SimpleNamespace) -> None:
     assert (await door.library_stub.GetFeatureIcon(icon(9))).icon == b"from the library"
     assert not door.generator.calls
@@ -339,8 +335,8 @@ async def test_a_refusal_while_drawing_reaches_the_caller_and_is_not_kept(door: 
     assert (await door.library_stub.GetFeatureIcon(icon(2))).icon
 
 
-@pytest.mark.parametrize("template", [None, "no base64", pack_template(np.ones(3, np.float32))])
-async def test_without_a_template_that_fits_no_icon_is_made(door: SimpleNamespace, template: str | None) -> None:
+@pytest.mark.parametrize("template", [None, np.ones(3, np.float32), np.full(4, np.nan, np.float32)])
+async def test_without_a_template_that_fits_no_icon_is_made(door: SimpleNamespace, template: np.ndarray | None) -> None:
     door.library.template = template
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await door.library_stub.GetFeatureIcon(icon(2))

@@ -1,0 +1,368 @@
+"""StudioService's jobs: opening a picture, editing it, carrying features from one to another.
+
+Walks each job through the ports of its :class:`Call`. The messages of the contract are this module's own terms, since
+all it does is hand on what one service says to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from faceteer.v1 import (
+    edits_pb2,
+    encoder_pb2,
+    execution_pb2,
+    generator_pb2,
+    library_pb2,
+    sae_pb2,
+    studio_pb2,
+    tensor_pb2,
+)
+from faceteer_runtime.cache import Cache
+from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
+from faceteer_runtime.errors import EmbeddingExpired, InvalidField, RevisionMismatch, UnknownFeature
+from faceteer_runtime.tensors import to_array, to_tensor
+
+from faceteer_studio.layout import Layout
+from faceteer_studio.ports import Call
+from faceteer_studio.upstream_errors import at_our_field, from_status
+
+T = TypeVar("T")
+
+# An upstream may restart with another bundle; until this old, what it runs is not asked for again.
+_FRESH_S = 5.0
+# BatchGetFeatures takes this many at once.
+_BATCH = 1000
+
+
+class Source(NamedTuple):
+    """A job's picture as an embedding.
+
+    Attributes:
+        embedding: id and values, shape [d].
+        execution: of the encoder; empty unless a picture was given.
+    """
+
+    embedding: tensor_pb2.Embedding
+    execution: execution_pb2.Execution
+
+    @property
+    def input(self) -> tensor_pb2.EmbedsInput:
+        """For a child call: always inline, so that no child depends on a cache that it may not share."""
+        return tensor_pb2.EmbedsInput(embeds=self.embedding.embeds)
+
+
+class Studio:
+    """The jobs, and what they share: the cache, and for a few seconds what the other services run."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._identity: studio_pb2.GetStudioResponse | None = None
+        self._asked = 0.0
+
+    # -- what runs -------------------------------------------------------------------------------
+
+    async def describe(self, call: Call) -> studio_pb2.GetStudioResponse:
+        """GetStudio's answer, as this caller may see it."""
+        answer = studio_pb2.GetStudioResponse()
+        answer.CopyFrom(await self.identity(call))
+        if call.access_key:
+            answer.library.CopyFrom(await call.ports.library.get_library(library_pb2.GetLibraryRequest(), call))
+        return answer
+
+    async def identity(self, call: Call) -> studio_pb2.GetStudioResponse:
+        """What every caller may see of it, at most a few seconds old. Shared: do not change the answer."""
+        if self._identity is None or time.monotonic() - self._asked > _FRESH_S:
+            call = call.without_key()
+            ports = call.ports
+            encoder, sae, generator, library = await asyncio.gather(
+                ports.encoder.get_encoder(encoder_pb2.GetEncoderRequest(), call),
+                ports.sae.get_sae(sae_pb2.GetSaeRequest(), call),
+                ports.generator.get_generator(generator_pb2.GetGeneratorRequest(), call),
+                ports.library.get_library(library_pb2.GetLibraryRequest(), call),
+            )
+            self._identity = studio_pb2.GetStudioResponse(
+                bundle=encoder.bundle,
+                version=importlib.metadata.version("faceteer-studio"),
+                revisions=execution_pb2.Revisions(
+                    encoder=encoder.revision,
+                    sae=sae.revision,
+                    generator=generator.revision,
+                    library=library.revision,
+                ),
+                encoder=encoder,
+                sae=sae,
+                generator=generator,
+                library=library,
+            )
+            self._asked = time.monotonic()
+        return self._identity
+
+    async def _revisions(
+        self, call: Call, *, encoder: execution_pb2.Execution, sae: execution_pb2.Execution
+    ) -> execution_pb2.Revisions:
+        """All revisions, the first two those that this very answer came from: an upstream may just have changed."""
+        actual = (await self.identity(call)).revisions
+        return execution_pb2.Revisions(
+            encoder=encoder.model_revision or actual.encoder,
+            sae=sae.model_revision,
+            generator=actual.generator,
+            library=actual.library,
+        )
+
+    async def _check_revisions(self, expected: execution_pb2.Revisions, call: Call) -> None:
+        actual = (await self.identity(call)).revisions
+        for part in ("encoder", "sae", "generator"):
+            wanted = getattr(expected, part)
+            if wanted and wanted != getattr(actual, part):
+                raise RevisionMismatch(part, wanted, getattr(actual, part))
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    async def open_image(self, request: studio_pb2.OpenImageRequest, call: Call) -> studio_pb2.OpenImageResponse:
+        """Picture (or id, or embeds) -> embedding and named features, strongest first."""
+        source = await self.source(request.input, "input", call)
+        encoding, execution = await self.encode_features(source.input, "input", request.max_features, call)
+        fired = encoding.features
+        known = await self._features(fired.indices, call)
+        scaled = fired.scaled or [0.0] * len(fired.indices)
+        return studio_pb2.OpenImageResponse(
+            embedding=source.embedding,
+            features=[
+                studio_pb2.NamedFeature(
+                    index=index,
+                    label=known[index].label,
+                    activation=activation,
+                    scaled=strength,
+                    firing_share=known[index].firing_share,
+                )
+                for index, activation, strength in zip(fired.indices, fired.activations, scaled, strict=True)
+                # Gated features are not listed; l0 counts them all the same.
+                if index in known
+            ],
+            l0=encoding.l0,
+            explained_variance=encoding.explained_variance,
+            cosine=encoding.cosine,
+            norm=encoding.norm,
+            warnings=encoding.warnings,
+            revisions=await self._revisions(call, encoder=source.execution, sae=execution),
+            encoder_execution=source.execution,
+            sae_execution=execution,
+        )
+
+    async def edit_image(
+        self, request: studio_pb2.EditImageRequest, call: Call
+    ) -> AsyncGenerator[studio_pb2.EditImageResponse, None]:
+        """Edited first, then the generator's events unless ``report_only``."""
+        layout = Layout.of(request)
+        await self._check_revisions(request.expected_revisions, call)
+        source = await self.source(request.input, "input", call)
+        edits = await self._by_index(request.edits, call)
+        answer = await self._edit(source, edits, "input", call, measure=not request.skip_measuring)
+        edited = studio_pb2.Edited(
+            embedding=answer.embedding,
+            report=answer.report,
+            revisions=await self._revisions(call, encoder=source.execution, sae=answer.execution),
+            edits=edits,
+            sae_execution=answer.execution,
+        )
+        yield studio_pb2.EditImageResponse(edited=edited)
+        if request.report_only:
+            return
+        drawing = generator_pb2.GenerateRequest(
+            input=tensor_pb2.EmbedsInput(embeds=answer.embedding.embeds),
+            settings=request.settings,
+            preview_every=request.preview_every,
+        )
+        if layout is not None:
+            drawing.start.CopyFrom(await layout.start(source.input, drawing.settings, call))
+        fields = layout.fields if layout is not None else {}
+        # Closed as soon as our caller leaves, so that the denoising stops at its next step.
+        async with contextlib.aclosing(call.ports.generator.generate(drawing, call, fields)) as events:
+            async for event in events:
+                kind = event.WhichOneof("event")
+                if kind is not None:
+                    yield studio_pb2.EditImageResponse(**{kind: getattr(event, kind)})
+
+    async def transfer_features(
+        self, request: studio_pb2.TransferFeaturesRequest, call: Call
+    ) -> studio_pb2.TransferFeaturesResponse:
+        """The edits that carry (source - reference) onto the target; the target is the reference if none is given."""
+        target = await self.source(request.target, "target", call)
+        source = await self.source(request.source, "source", call)
+        start, start_field = target, "target"
+        if request.HasField("reference"):
+            start, start_field = await self.source(request.reference, "reference", call), "reference"
+        difference = sae_pb2.DiffFeaturesRequest(
+            source=start.input, target=source.input, coverage=request.coverage, max_edits=request.max_edits
+        )
+        # The difference goes from the reference to what our caller calls the source.
+        fields = {"source": start_field, "target": "source"}
+        diff = await call.ports.sae.diff_features(difference, call, fields)
+        edits, coverage = list(diff.edits), diff.coverage
+        known = await self._features([edit.feature.index for edit in edits], call)
+        if not all(edit.feature.index in known for edit in edits):
+            # What the caller may not set is not carried over either.
+            edits = [edit for edit in edits if edit.feature.index in known]
+            coverage = await _coverage(start.input, source.input, edits, call)
+        edited = await self._edit(target, edits, "target", call, measure=True)
+        return studio_pb2.TransferFeaturesResponse(
+            edits=edits,
+            target=target.embedding,
+            embedding=edited.embedding,
+            report=edited.report,
+            coverage=coverage,
+            revisions=await self._revisions(call, encoder=target.execution, sae=edited.execution),
+        )
+
+    # -- pictures and embeddings -----------------------------------------------------------------
+
+    async def source(self, given: studio_pb2.ImageInput, field: str, call: Call) -> Source:
+        """The embedding of what the request gives in ``field``; remembered under its id.
+
+        Raises:
+            InvalidField: nothing given, or no embedding. EmbeddingExpired: the id is not cached.
+            FaceteerError: what the encoder raises on a picture.
+        """
+        match given.WhichOneof("source"):
+            case "image":
+                return await self._encode_image(given.image, field, call)
+            case "embedding_id":
+                embedding = await self.look_up(given.embedding_id)
+                return Source(embedding, execution_pb2.Execution(cached=True))
+            case "embeds":
+                identity = await self.identity(call)
+                x = to_array(given.embeds, field=f"{field}.embeds", shape=(identity.sae.d_in,))
+                embedding_id = embeds_content_id(identity.revisions.encoder, x)
+                embedding = tensor_pb2.Embedding(embedding_id=embedding_id, embeds=given.embeds)
+                self._keep(embedding)
+                return Source(embedding, execution_pb2.Execution())
+        raise InvalidField(field, "is missing; give image, embedding_id or embeds")
+
+    async def look_up(self, embedding_id: str) -> tensor_pb2.Embedding:
+        """The embedding with this id. Raises EmbeddingExpired."""
+        record = await self._cache.get(embeds_key(embedding_id))
+        embeds = record.get("embeds") if record is not None else None
+        if not isinstance(embeds, np.ndarray) or embeds.ndim != 1:
+            raise EmbeddingExpired(embedding_id if len(embedding_id) <= 129 else embedding_id[:128] + "…")
+        return tensor_pb2.Embedding(embedding_id=embedding_id, embeds=to_tensor(embeds))
+
+    def _keep(self, embedding: tensor_pb2.Embedding) -> None:
+        """Remembers an embedding under its id, also for when another process' cache forgets."""
+        embeds = to_array(embedding.embeds, field="embeds")
+        self._cache.put(embeds_key(embedding.embedding_id), {"embeds": np.array(embeds, np.float32)})
+
+    async def _encode_image(self, image: bytes, field: str, call: Call) -> Source:
+        fields = {"images[0]": f"{field}.image", "images": f"{field}.image"}
+        request = encoder_pb2.EncodeImagesRequest(images=[image])
+        answer = await call.ports.encoder.encode_images(request, call, fields)
+        (result,) = answer.results
+        if result.WhichOneof("result") == "error":
+            raise at_our_field(from_status(result.error), fields)
+        self._keep(result.embedding)
+        return Source(result.embedding, answer.execution)
+
+    async def encode_features(
+        self, source: tensor_pb2.EmbedsInput, field: str, max_features: int, call: Call
+    ) -> tuple[sae_pb2.FeatureEncoding, execution_pb2.Execution]:
+        """The features that fire on an embedding, strongest first; 0 for all. Raises what is wrong, at ``field``."""
+        fields = {"inputs[0]": field}
+        request = sae_pb2.EncodeFeaturesRequest(inputs=[source], max_features=max_features)
+        answer = await call.ports.sae.encode_features(request, call, fields)
+        (result,) = answer.results
+        if result.WhichOneof("result") == "error":
+            raise at_our_field(from_status(result.error), fields)
+        return result.encoding, answer.execution
+
+    # -- edits and names -------------------------------------------------------------------------
+
+    async def _edit(
+        self, source: Source, edits: Sequence[edits_pb2.Edit], field: str, call: Call, *, measure: bool
+    ) -> sae_pb2.EditEmbedsResponse:
+        """The edited embedding, remembered, and the report with labels; those the caller may not see stay empty.
+
+        Raises:
+            UnknownFeature: an edit sets a feature that the caller may not see. Turning one off is open to everybody.
+        """
+        request = sae_pb2.EditEmbedsRequest(input=source.input, edits=edits, measure=measure)
+        answer = await call.ports.sae.edit_embeds(request, call, {"input": field})
+        outcomes, drifted = answer.report.outcomes, answer.report.drifted
+        mentioned = [outcome.feature_index for outcome in outcomes] + [drift.feature_index for drift in drifted]
+        known = await self._features(mentioned, call)
+        for at, outcome in enumerate(outcomes):
+            if outcome.feature_index in known:
+                outcome.label = known[outcome.feature_index].label
+            elif outcome.operation != edits_pb2.EDIT_OPERATION_ABLATE:
+                unknown = UnknownFeature(f"there is no feature {outcome.feature_index} in this library")
+                raise unknown.at(f"edits[{at}].feature.index")
+        for drift in drifted:
+            if drift.feature_index in known:
+                drift.label = known[drift.feature_index].label
+        self._keep(answer.embedding)
+        return answer
+
+    async def _features(self, indices: Iterable[int], call: Call) -> dict[int, library_pb2.Feature]:
+        """By index, those that the caller may see. Not remembered: a person may relabel a feature at any time."""
+        found: dict[int, library_pb2.Feature] = {}
+        for batch in _batches(sorted(set(indices))):
+            references = [edits_pb2.FeatureRef(index=index) for index in batch]
+            request = library_pb2.BatchGetFeaturesRequest(features=references, allow_missing=True)
+            answer = await call.ports.library.batch_get_features(request, call)
+            found |= {feature.index: feature for feature in answer.features}
+        return found
+
+    async def _by_index(self, edits: Sequence[edits_pb2.Edit], call: Call) -> list[edits_pb2.Edit]:
+        """The same edits with labels resolved. Raises what the library does, at ``edits[i].feature.label``."""
+        resolved = list(edits)
+        labelled = [at for at, edit in enumerate(edits) if edit.feature.WhichOneof("feature") == "label"]
+        for batch in _batches(labelled):
+            request = library_pb2.BatchGetFeaturesRequest(features=[edits[at].feature for at in batch])
+            fields = {f"features[{place}]": f"edits[{at}].feature" for place, at in enumerate(batch)}
+            answer = await call.ports.library.batch_get_features(request, call, fields)
+            for at, feature in zip(batch, answer.features, strict=True):
+                resolved[at] = edits_pb2.Edit()
+                resolved[at].CopyFrom(edits[at])
+                resolved[at].feature.index = feature.index
+        return resolved
+
+
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results in order; when one fails, or the caller leaves, the others are stopped before the error goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _batches(items: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
+
+
+async def _coverage(
+    start: tensor_pb2.EmbedsInput, goal: tensor_pb2.EmbedsInput, edits: Sequence[edits_pb2.Edit], call: Call
+) -> float:
+    """The share of the features' difference that ``edits`` carry: 1 - ||D - c||^2 / ||D||^2, as DiffFeatures has it.
+
+    D is the difference of the two reconstructions, c what the edits add.
+    """
+    request = sae_pb2.EncodeFeaturesRequest(inputs=[start, goal], include_error=True)
+    answer = await call.ports.sae.encode_features(request, call)
+    before, after = (
+        to_array(given.embeds, field="embeds") - to_array(result.encoding.error, field="error")
+        for given, result in zip((start, goal), answer.results, strict=True)
+    )
+    moved = await call.ports.sae.edit_embeds(sae_pb2.EditEmbedsRequest(input=start, edits=edits), call)
+    carried = to_array(moved.embedding.embeds, field="embeds") - to_array(start.embeds, field="embeds")
+    difference = after - before
+    whole = float(difference @ difference)
+    rest = difference - carried
+    return max(0.0, 1.0 - float(rest @ rest) / whole) if whole > 0 else 1.0

@@ -1,0 +1,61 @@
+"""A child call's failure as ours: status, reason and details kept, the field at fault renamed to our own request's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from faceteer_runtime.errors import FaceteerError, UpstreamUnavailable
+from faceteer_runtime.status import DETAILS_KEY
+from google.protobuf.message import DecodeError
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+Fields = Mapping[str, str]
+"""Fields of a child's request, and the fields of ours that fill them: {"images[0]": "input.image"}."""
+
+
+def from_status(status: status_pb2.Status) -> FaceteerError:
+    """The failure that another service has described: of a whole call, or of one item of its answer."""
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        for message in (info, bad, retry):
+            detail.Unpack(message)
+    violation = bad.field_violations[0] if bad.field_violations else None
+    code = code_pb2.Code.Name(status.code)
+    return FaceteerError(
+        status.message,
+        field=violation.field if violation else None,
+        description=violation.description if violation else None,
+        metadata=info.metadata,
+        retry_after_s=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
+        status=code,
+        reason=info.reason or code,
+    )
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> FaceteerError:
+    """What a failed call to ``service`` means for our caller."""
+    metadata: Any = error.trailing_metadata() or ()
+    details = dict(metadata).get(DETAILS_KEY)
+    if isinstance(details, bytes):
+        try:
+            return from_status(status_pb2.Status.FromString(details))
+        except DecodeError:
+            pass
+    code, text = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return UpstreamUnavailable(service, f"cannot be reached ({text})" if text else "cannot be reached", 1.0)
+    return from_status(status_pb2.Status(code=code.value[0], message=text or f"{service} failed"))
+
+
+def at_our_field(error: FaceteerError, fields: Fields) -> FaceteerError:
+    """The same failure with the beginning of its field renamed; the longest match wins."""
+    if error.field is not None:
+        for theirs in sorted(fields, key=len, reverse=True):
+            if error.field == theirs or error.field.startswith((f"{theirs}.", f"{theirs}[")):
+                return error.at(fields[theirs] + error.field.removeprefix(theirs))
+    return error
