@@ -22,8 +22,8 @@ from faceteer_postcards.made_up import MadeUp
 from faceteer_runtime.bundle import seal
 from faceteer_sae.writing import write_rows
 from faceteer_trainer.corpus.shards import CARD, CorpusCard, EmbeddingCorpus, Shard
-from faceteer_trainer.library.build import BuildSettings
-from faceteer_trainer.library.command import build_library
+from faceteer_trainer.library.measure import BuildSettings
+from faceteer_trainer.library.run import build_library
 
 D_SAE = 163_840
 

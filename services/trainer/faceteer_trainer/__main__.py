@@ -6,17 +6,17 @@ from faceteer_trainer.cli.jobs import Job, run_job
 
 # In the order in which a corpus becomes a served library.
 JOBS = {
-    "embed": Job("faceteer_trainer.corpus.command", "a folder, tar shards or Parquet of pictures to embedding shards"),
+    "embed": Job("faceteer_trainer.cli.corpus", "a folder, tar shards or Parquet of pictures to embedding shards"),
     "train-sae": Job("faceteer_trainer.sae.train_command", "train a sparse autoencoder on embedding shards"),
     "evaluate-sae": Job("faceteer_trainer.sae.evaluate_command", "measure one or several SAEs on a corpus"),
     "import-sae": Job("faceteer_trainer.formats.import_command", "an SAE in a published file format to a bundle's"),
     "export-sae": Job("faceteer_trainer.formats.export_command", "a bundle's SAE to a file format that others read"),
-    "build-library": Job("faceteer_trainer.library.command", "a feature library from a corpus"),
-    "label-library": Job("faceteer_trainer.labels.command", "name a library's features, and score every name"),
-    "draw-icons": Job("faceteer_trainer.icons.command", "draw what turning each feature up causes"),
-    "report-library": Job("faceteer_trainer.labels.report_command", "how good a library's every part is, as a page"),
+    "build-library": Job("faceteer_trainer.cli.library", "a feature library from a corpus"),
+    "label-library": Job("faceteer_trainer.cli.labels", "name a library's features, and score every name"),
+    "draw-icons": Job("faceteer_trainer.cli.icons", "draw what turning each feature up causes"),
+    "report-library": Job("faceteer_trainer.cli.report", "how good a library's every part is, as a page"),
     "export-onnx": Job("faceteer_trainer.cli.export_onnx", "a bundle's image encoder to a file for ONNX Runtime"),
-    "bundles": Job("faceteer_trainer.bundles.command", "pull, verify, list and describe bundles"),
+    "bundles": Job("faceteer_trainer.cli.bundles", "pull, verify, list and describe bundles"),
 }
 
 

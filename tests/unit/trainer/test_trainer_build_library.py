@@ -16,21 +16,21 @@ import pytest
 import torch
 from faceteer_library.editor import LibraryEditor
 from faceteer_library.store import Store
-from faceteer_runtime.bundle import Bundle, verify
+from faceteer_runtime.bundle import Bundle, BundleError, verify
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.statistics import load_statistics
 from faceteer_sae.writing import write_rows
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import locked
 from faceteer_trainer.library.activations import ActivationStore
-from faceteer_trainer.library.build import BuildSettings
-from faceteer_trainer.library.command import build_library
 from faceteer_trainer.library.encoding import Active, BulkEncoder
-from faceteer_trainer.library.examples import from_quantiles, strongest
+from faceteer_trainer.library.measure import BuildSettings
 from faceteer_trainer.library.related import coactivating_common, nearest
+from faceteer_trainer.library.run import build_library
 from faceteer_trainer.library.tallies import Pairs, Spread, Table, lottery
-from faceteer_trainer.locks import locked
+from faceteer_trainer.library.writing import from_quantiles, strongest
 from faceteer_trainer.sae.statistics import find_rivals
 from tiny_bundle import N_FEATURES
 from tiny_corpus import ROWS, Corpus, D, dense_features, make_corpus, write_corpus
@@ -329,7 +329,7 @@ def test_what_does_not_fit_is_refused(corpus: Corpus, tmp_path: Path) -> None:
         build_library(broken, corpus.bundle, BuildSettings())
     with pytest.raises(JobError, match="no embedding corpus"):
         build_library(tmp_path, corpus.bundle, BuildSettings())
-    with pytest.raises(JobError, match="no bundle here"):
+    with pytest.raises(BundleError, match="no bundle here"):
         build_library(corpus.directory, tmp_path, BuildSettings())
     loud = tmp_path / "loud"
     write_corpus(loud, corpus.embeds, revision)

@@ -272,15 +272,15 @@ def test_two_runs_into_one_folder_are_refused_but_a_dead_runs_lock_is_not(
     out.mkdir()
     holds = "import fcntl, os, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
     holds += "print(os.getpid(), file=f, flush=True); print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", holds, str(out / ".embed.lock")], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", holds, str(out / ".lock")], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     said = error(capsys, *command(pictures, tiny_bundle, out))
-    assert f"another run (process {other.pid}) is writing into it" in said
+    assert f"another run (process {other.pid}) works in it" in said
     other.kill()
     other.wait()
     other.stdout.close()
-    assert (out / ".embed.lock").read_text() == f"{other.pid}\n"
+    assert (out / ".lock").read_text() == f"{other.pid}\n"
     main(command(pictures, tiny_bundle, out))
     assert files(out) == files(unbroken)
 

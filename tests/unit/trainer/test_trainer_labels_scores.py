@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from faceteer_trainer.icons.templates import template_of, unlike
-from faceteer_trainer.labels.agreement import agree
-from faceteer_trainer.labels.causal import causal_score
-from faceteer_trainer.labels.contrast import name_features
-from faceteer_trainer.labels.detection import best_threshold, detect
+from faceteer_trainer.labels.naming import name_features
 from faceteer_trainer.labels.quality import sae_figures
 from faceteer_trainer.labels.sample import Side
+from faceteer_trainer.labels.scores import agree, best_threshold, causal_score, detect
+from faceteer_trainer.library.templates import least_in_common, template_of
 from scipy import sparse
 
 
@@ -39,7 +37,7 @@ def test_a_feature_that_is_on_in_the_template_starts_from_the_picture_least_like
     acts[2] = [0, 0, 3, 0]
     acts[3] = [0, 2, 0, 0]
     embeds = np.array([[0, 0], [5, 5], [1, 0], [0, 0]], np.float32)
-    chosen = unlike(first, sparse.csc_matrix(acts), p99, embeds, np.zeros(2, np.float32))
+    chosen = least_in_common(first, sparse.csc_matrix(acts), p99, embeds, np.zeros(2, np.float32))
     assert chosen == 2
     templates, scaled = [embeds[3], embeds[2]], [first, np.array([0.9, 0, 3, 0], np.float32)]
     assert template_of(0, templates, scaled) is templates[1]

@@ -18,7 +18,7 @@ from faceteer_postcards.made_up import MadeUp
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
-from faceteer_trainer.locks import locked
+from faceteer_trainer.files import locked
 from faceteer_trainer.sae.architectures import ARCHITECTURES
 from faceteer_trainer.sae.outputs import measure
 from faceteer_trainer.sae.recovery import recovered

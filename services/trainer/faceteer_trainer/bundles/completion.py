@@ -1,7 +1,4 @@
-"""Makes a bundle of what was pulled: the SAE as it is served, the negative embeds, a library without labels, the seal.
-
-Knows the bundle's layout (docs/bundles.md) and nothing of where the files came from.
-"""
+"""Makes a bundle of what was pulled: the SAE as it is served, negative embeds, a library without labels, the seal."""
 
 from __future__ import annotations
 
@@ -16,13 +13,14 @@ import torch
 from faceteer_encoder.model import load_encoder
 from faceteer_library.writer import FeatureRow, LibraryWriter
 from faceteer_runtime import bundle as bundle_format
-from faceteer_runtime.bundle import Bundle, BundleError
+from faceteer_runtime.bundle import Bundle
 from faceteer_sae.weights import CONFIG, WEIGHTS, load_config
 from safetensors.torch import save_file
 
 from faceteer_trainer.bundles.manifest import Recipe
-from faceteer_trainer.bundles.sources import Published
+from faceteer_trainer.bundles.sources import Published, link_or_copy
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import writing
 from faceteer_trainer.formats import bundle_sae
 from faceteer_trainer.formats import published as published_format
 
@@ -33,9 +31,10 @@ def complete(out: Path, recipe: Recipe, published: dict[str, Published]) -> Path
     """Everything that is not pulled as it is served; steps that are done already are not done again.
 
     Raises:
-        JobError: what was pulled does not make a bundle, in the words of the part that says so.
+        BundleError: what was pulled does not make a bundle, in the words of the part that says so.
+        JobError: it cannot be written.
     """
-    try:
+    with writing(out):
         if (out / _PUBLISHED_SAE).is_file():
             _import_sae(out / _PUBLISHED_SAE, out / "sae")
         if (out / "generator").is_dir() and not (out / "generator" / "negative_embeds.safetensors").is_file():
@@ -44,12 +43,6 @@ def complete(out: Path, recipe: Recipe, published: dict[str, Published]) -> Path
             _write_empty_library(out, _manifest(out, recipe, published, ("encoder", "sae")))
         bundle_format.seal(out, _manifest(out, recipe, published, tuple(recipe.parts)))
         Bundle.open(out)
-    except BundleError as error:
-        raise JobError(str(error)) from None
-    except OSError as error:
-        raise JobError(
-            f"{out}: cannot be written ({error.strerror}); make room and run the same command again"
-        ) from None
     return out
 
 
@@ -122,30 +115,28 @@ def with_sae(bundle_directory: Path, sae_directory: Path, out: Path) -> Path:
     """Another bundle with another SAE: the models are shared where the file system can, the library starts empty.
 
     Raises:
-        JobError: no bundle, no SAE, one of another encoder, or ``out`` is there already.
+        BundleError: no bundle, or no SAE.
+        JobError: an SAE of another encoder, or ``out`` is there already.
     """
     if out.exists():
         raise JobError(f"{out}: is there already; choose another --out")
-    try:
-        bundle = Bundle.open(bundle_directory)
-        config = load_config(sae_directory)
-        trained_on = config.metadata.get("encoder_revision")
-        encoder = bundle.part("encoder")
-        if trained_on not in (None, encoder.revision) or config.d_in != encoder.facts.get("embed_dim", config.d_in):
-            raise JobError(
-                f"{sae_directory}: an SAE of encoder {trained_on or '?'} with {config.d_in} values, but "
-                f"{bundle_directory} has encoder {encoder.revision} with {encoder.facts.get('embed_dim')}; train it on "
-                "that one's embeddings"
-            )
-        manifest = json.loads((bundle_directory / bundle_format.MANIFEST).read_text(encoding="utf-8"))
-        draft = out.with_name(f".{out.name}.part")
+    bundle, config = Bundle.open(bundle_directory), load_config(sae_directory)
+    trained_on, encoder = config.metadata.get("encoder_revision"), bundle.part("encoder")
+    if trained_on not in (None, encoder.revision) or config.d_in != encoder.facts.get("embed_dim", config.d_in):
+        raise JobError(
+            f"{sae_directory}: an SAE of encoder {trained_on or '?'} with {config.d_in} values, but {bundle_directory} "
+            f"has encoder {encoder.revision} with {encoder.facts.get('embed_dim')}; train it on that one's embeddings"
+        )
+    manifest = json.loads((bundle_directory / bundle_format.MANIFEST).read_text(encoding="utf-8"))
+    draft = out.with_name(f".{out.name}.part")
+    with writing(out):
         shutil.rmtree(draft, ignore_errors=True)
         for part in manifest["parts"]:
             if part not in ("sae", "library"):
-                shutil.copytree(bundle_directory / part, draft / part, copy_function=_shared)
+                shutil.copytree(bundle_directory / part, draft / part, copy_function=link_or_copy)
+        (draft / "sae").mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, WEIGHTS, "feature_statistics.safetensors"):
             if (sae_directory / name).is_file():
-                (draft / "sae").mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(sae_directory / name, draft / "sae" / name)
         parts = {**manifest["parts"], "sae": {"kind": "sae"}, "library": {"kind": "sqlite"}}
         own = {**manifest, "files": [], "parts": {name: facts for name, facts in parts.items() if name != "library"}}
@@ -154,30 +145,16 @@ def with_sae(bundle_directory: Path, sae_directory: Path, out: Path) -> Path:
         bundle_format.seal(draft, {**own, "parts": parts})
         Bundle.open(draft)
         draft.replace(out)
-    except BundleError as error:
-        raise JobError(str(error)) from None
-    except OSError as error:
-        raise JobError(f"{out}: cannot be written ({error.strerror})") from None
     return out
-
-
-def _shared(source: str, target: str) -> None:
-    try:
-        Path(target).hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def describe(directory: Path) -> dict[str, Any]:
     """What a bundle is made of, for people and for JSON: parts with revision, size, parameters, licence.
 
     Raises:
-        JobError: no bundle.
+        BundleError: no bundle.
     """
-    try:
-        bundle = Bundle.open(directory)
-    except BundleError as error:
-        raise JobError(str(error)) from None
+    bundle = Bundle.open(directory)
     manifest = json.loads((directory / bundle_format.MANIFEST).read_text(encoding="utf-8"))
     parts = {}
     for name, part in bundle.parts.items():

@@ -1,6 +1,6 @@
 """What to pull: a known bundle's list of files and where their authors publish them, or another bundle's bundle.json.
 
-Knows nothing of how files are fetched. A digest that this project could not know stands as null; the first pull takes
+A digest that this project could not know stands as null; the first pull takes
 it from the publisher's own record and writes it into the new bundle's bundle.json, which holds every later pull to it.
 """
 
@@ -27,7 +27,7 @@ class Wanted:
         repo, file, revision: where its author publishes it.
         sha256: what its content must be, or None where that is not known beforehand.
         size: in bytes, or None.
-        about: its size as published, for the reckoning of disk space where ``size`` is not known.
+        about: its size as published, to estimate disk space where ``size`` is not known.
     """
 
     path: str

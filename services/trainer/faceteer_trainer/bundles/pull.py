@@ -1,7 +1,4 @@
-"""Pulls a bundle: looks first (licences, sizes, room), then fetches and checks file by file, then makes it whole.
-
-Knows nothing of where the files are (sources) nor of what they hold (completion).
-"""
+"""Pulls a bundle: looks first (licences, sizes, room), then fetches and checks file by file, then makes it whole."""
 
 from __future__ import annotations
 
@@ -11,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from faceteer_runtime.files import write_json
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from faceteer_trainer.bundles.manifest import Recipe, Wanted
-from faceteer_trainer.bundles.sources import Published, Source, free_bytes, sha256_of
+from faceteer_trainer.bundles.sources import Published, Source, free_bytes, link_or_copy, sha256_of
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.progress import Progress
 
 # Beside the parts, and gone when the bundle is whole: digests of what has been fetched and checked already.
 STATE = ".pull.json"
@@ -62,21 +60,24 @@ def pull(
             "make room, or let --out name another disk"
         )
     out.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(recipe.name, total=need)
+    fetched = 0
+
+    def advance(count: int) -> None:
+        nonlocal fetched
+        fetched += count
+        report(recipe.name, fetched, need)
+
+    with Progress(console, unit="MB") as report:
         for wanted in left:
-            progress.update(task, description=wanted.path)
             twin = next((other for other in wanted_files if other.path in done and _same(other, wanted)), None)
             if twin is not None:
-                _link(out / twin.path, out / wanted.path)
-                progress.advance(task, wanted.size or wanted.about)
+                (out / wanted.path).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(out / twin.path, out / wanted.path)
+                advance(wanted.size or wanted.about)
             else:
-                source.fetch(
-                    wanted, published[wanted.path], out / wanted.path, lambda count: progress.advance(task, count)
-                )
+                source.fetch(wanted, published[wanted.path], out / wanted.path, advance)
             done[wanted.path] = _check(out / wanted.path, wanted)
-            _write_state(out, done)
+            write_json(out / STATE, done)
     exact = {
         path: found._replace(sha256=done[path], size=found.size or (out / path).stat().st_size)
         for path, found in published.items()
@@ -126,28 +127,12 @@ def _same(a: Wanted, b: Wanted) -> bool:
     return (a.repo, a.file, a.revision) == (b.repo, b.file, b.revision)
 
 
-def _link(existing: Path, target: Path) -> None:
-    """One file under two names where the file system can, else a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        target.hardlink_to(existing)
-    except OSError:
-        shutil.copyfile(existing, target)
-
-
 def _read_state(out: Path) -> dict[str, str]:
     try:
         state: dict[str, str] = json.loads((out / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state
-
-
-def _write_state(out: Path, done: dict[str, str]) -> None:
-    part = out / f"{STATE}.part"
-    part.write_text(json.dumps(done), encoding="utf-8")
-    part.replace(out / STATE)
 
 
 def _gigabytes(count: int) -> str:

@@ -1,6 +1,6 @@
 """Where published files come from: the Hugging Face Hub or a mirror of it, or a directory on this machine.
 
-Knows nothing of bundles. A source says how large a file is and what its digest should be, and fetches it.
+A source says how large a file is and what its digest should be, and fetches it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from faceteer_trainer.bundles.manifest import Wanted
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import job_file
 
 _BLOCK = 8 << 20
 Advance = Callable[[int], None]
@@ -103,16 +104,10 @@ class Directory:
     def fetch(self, wanted: Wanted, published: Published, target: Path, advance: Advance) -> None:
         """A copy, so that the bundle does not change when the directory does."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        try:
-            with self._find(wanted).open("rb") as source, part.open("wb") as copy:
-                while block := source.read(_BLOCK):
-                    copy.write(block)
-                    advance(len(block))
-            part.replace(target)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise JobError(f"{target}: cannot be written ({error.strerror})") from None
+        with job_file(target) as part, self._find(wanted).open("rb") as source, part.open("wb") as copy:
+            while block := source.read(_BLOCK):
+                copy.write(block)
+                advance(len(block))
 
     def _find(self, wanted: Wanted) -> Path:
         owner, _, name = wanted.repo.partition("/")
@@ -128,6 +123,15 @@ def sha256_of(path: Path) -> str:
     """A file's digest, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link_or_copy(existing: Path | str, target: Path | str) -> None:
+    """One file under two names where the file system can, else a copy."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        Path(target).hardlink_to(existing)
+    except OSError:
+        shutil.copyfile(existing, target)
 
 
 def free_bytes(directory: Path) -> int:

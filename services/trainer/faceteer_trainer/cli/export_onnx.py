@@ -8,9 +8,10 @@ from pathlib import Path
 
 from faceteer_encoder.onnx_engine import DEFAULT_PATH
 from faceteer_encoder.onnx_export import TOLERANCE, export_visual
-from faceteer_runtime.bundle import Bundle, BundleError
+from faceteer_runtime.bundle import Bundle
 
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import writing
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -28,15 +29,11 @@ def run(arguments: argparse.Namespace) -> None:
     if missing:
         raise JobError(f"{', '.join(missing)}: not installed; install faceteer-trainer[onnx]")
     target = arguments.out or arguments.bundle / DEFAULT_PATH
-    try:
-        encoder = Bundle.open(arguments.bundle).part("encoder")
+    encoder = Bundle.open(arguments.bundle).part("encoder")
+    with writing(target):
         path, worst = export_visual(
             arguments.bundle / "encoder", target, encoder_revision=encoder.revision, dtype=arguments.dtype
         )
-    except BundleError as error:
-        raise JobError(str(error)) from None
-    except OSError as error:
-        raise JobError(f"{target}: cannot be written ({error.strerror})") from None
     print(f"{path}: differs from torch by at most {worst:.1e} of the largest value")
     elsewhere = f" FACETEER_ENCODER_ONNX_PATH={path}" if arguments.out else ""
     print(f"serve it with FACETEER_ENCODER_ENGINE=onnx{elsewhere}")

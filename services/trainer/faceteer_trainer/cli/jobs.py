@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from faceteer_runtime.bundle import BundleError
+
 from faceteer_trainer.errors import JobError
 
 
@@ -36,8 +38,16 @@ def run_job(program: str, jobs: Mapping[str, Job], arguments: list[str] | None =
     module.add_arguments(options)
     try:
         module.run(options.parse_args(chosen.rest))
-    except JobError as error:
+    except (JobError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def positive(text: str) -> int:
+    """An option's whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number

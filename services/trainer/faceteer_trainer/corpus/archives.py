@@ -1,6 +1,6 @@
 """Pictures in tar files, as WebDataset lays them out: neighbours that share a name up to its first dot belong together.
 
-It knows nothing of embeddings. Tars are read with the standard library, forwards, one member at a time; a piece starts
+Tars are read with the standard library, forwards, one member at a time; a piece starts
 at a member's byte offset, so that nobody reads what comes before it.
 """
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from faceteer_trainer.corpus.sources import (
+from faceteer_trainer.corpus.pictures import (
     PICTURES,
     Entry,
     Piece,

@@ -1,8 +1,7 @@
 """One shard of a corpus: its pictures read, decoded, encoded and written. The same function on one machine or many.
 
-It knows nothing of where pictures come from, of progress, or of who else works on the corpus. A batch is a slice of the
-source's list, whatever of it can be read, and is encoded by one thread: its bytes depend neither on the number of
-threads nor on what was done before.
+A batch is a slice of the source's list, whatever of it can be read, and is encoded by one thread: its bytes depend
+neither on the number of threads nor on what was done before.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +28,11 @@ from faceteer_runtime.bundle import Bundle, BundleError
 from faceteer_runtime.errors import ImageTooLarge, UnreadableImage
 from PIL import Image
 
+from faceteer_trainer.corpus.pictures import Entry, Source
 from faceteer_trainer.corpus.plan import Task
-from faceteer_trainer.corpus.shards import map_embeds, shard_name, whole_file, write_embeds
-from faceteer_trainer.corpus.sources import Entry, Source
+from faceteer_trainer.corpus.shards import map_embeds, shard_name, write_embeds
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import job_file
 
 # A batch ends early when its files weigh this much together.
 _BATCH_BYTES = 256_000_000
@@ -55,6 +56,25 @@ class _Batch(NamedTuple):
     size: int
 
 
+@dataclass(frozen=True)
+class EmbedderSettings:
+    """What makes a shard's bytes what they are.
+
+    Attributes:
+        bundle: directory of a bundle with an encoder.
+        dtype: of the embeddings on disk, float16 or float32; the encoder computes in float32.
+        batch: pictures at a time.
+        thumbnails: longest side in pixels, 0 for none.
+        device: where the model runs.
+    """
+
+    bundle: str
+    dtype: str = "float16"
+    batch: int = 64
+    thumbnails: int = 128
+    device: str = "cpu"
+
+
 class Embedder:
     """A bundle's encoder, and the threads that use it.
 
@@ -63,37 +83,27 @@ class Embedder:
         embed_dim: d.
     """
 
-    def __init__(
-        self, bundle: Path | str, *, dtype: str, batch: int, thumbnails: int, device: str = "cpu", threads: int = 1
-    ) -> None:
+    def __init__(self, settings: EmbedderSettings, threads: int = 1) -> None:
         """Load the encoder as the service does, with the service's limits on a picture's bytes and pixels.
-
-        Args:
-            bundle: directory of a bundle with an encoder.
-            dtype: of the embeddings on disk, float16 or float32; the encoder computes in float32.
-            batch: pictures at a time.
-            thumbnails: longest side in pixels, 0 for none.
-            device: where the model runs.
-            threads: batches under way at a time.
 
         Raises:
             JobError: no such bundle, or no usable encoder in it, or no such device.
         """
         limits = EncoderSettings.model_fields
         try:
-            part = Bundle.open(bundle).part("encoder")
+            part = Bundle.open(settings.bundle).part("encoder")
             self._encoder, self._preprocessor = load_encoder(
                 part.path,
-                device=device,
+                device=settings.device,
                 max_image_bytes=limits["encoder_max_image_bytes"].default,
                 max_image_pixels=limits["encoder_max_image_pixels"].default,
             )
         except (BundleError, RuntimeError) as error:
             raise JobError(str(error).splitlines()[0]) from None
         self.revision, self.embed_dim = part.revision, self._encoder.embed_dim
-        self._dtype, self._batch, self._thumbnails = dtype, batch, thumbnails
+        self._dtype, self._batch, self._thumbnails = settings.dtype, settings.batch, settings.thumbnails
         # On a GPU one batch at a time, while other threads decode the next ones.
-        self._turn = nullcontext() if device == "cpu" else threading.Lock()
+        self._turn = nullcontext() if settings.device == "cpu" else threading.Lock()
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "embed")
         torch.set_num_threads(1)
@@ -150,8 +160,8 @@ class Embedder:
         path = directory / bad_name(task.number)
         path.unlink(missing_ok=True)
         if lines:
-            with whole_file(path) as file:
-                file.write(("\n".join(lines) + "\n").encode())
+            with job_file(path) as part:
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
         table = pa.table(
             {
                 "name": pa.array(names, pa.string()),
@@ -159,8 +169,8 @@ class Embedder:
                 "thumbnail": pa.array(thumbnails, pa.binary()),
             }
         )
-        with whole_file(directory / pictures_name(task.number)) as file:
-            pq.write_table(table, file, row_group_size=_ROW_GROUP, compression="zstd")
+        with job_file(directory / pictures_name(task.number)) as part:
+            pq.write_table(table, part, row_group_size=_ROW_GROUP, compression="zstd")
         values = np.stack(embeds) if embeds else np.empty((0, self.embed_dim), np.float32)
         write_embeds(directory / shard_name(task.number), values, dtype=self._dtype, encoder_revision=self.revision)
         return Made(len(values), len(bad))

@@ -1,6 +1,6 @@
 """What an embed run will do, on disk: the source cut into shards once, so that a run that was killed goes on.
 
-It knows nothing of how a shard is made. plan.json holds what must not change between runs, plan.jsonl a line a shard.
+plan.json holds what must not change between runs, plan.jsonl a line a shard.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from faceteer_trainer.corpus.shards import whole_file
-from faceteer_trainer.corpus.sources import Piece, Source
+from faceteer_trainer.corpus.pictures import Piece, Source
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import job_file
 
 SETTINGS, TASKS = "plan.json", "plan.jsonl"
 _FORMAT = 1
@@ -74,7 +74,7 @@ class Plan:
         if path.exists():
             return cls._kept(directory, fixed, fingerprint)
         counts, offsets, at = [], [], 0
-        with whole_file(directory / TASKS) as file:
+        with job_file(directory / TASKS) as part, part.open("wb") as file:
             for number, pieces in enumerate(packed(source.pieces(), fixed.shard_size)):
                 task = Task(number, pieces)
                 line = json.dumps(asdict(task), separators=(",", ":")).encode() + b"\n"
@@ -85,8 +85,8 @@ class Plan:
         if not counts:
             raise JobError(f"{source.root}: holds no pictures")
         settings = {"format": _FORMAT, "fixed": asdict(fixed), "source": source.description, "fingerprint": fingerprint}
-        with whole_file(path) as file:
-            file.write((json.dumps({**settings, "counts": counts, "offsets": offsets}) + "\n").encode())
+        with job_file(path) as part:
+            part.write_text(json.dumps({**settings, "counts": counts, "offsets": offsets}) + "\n", encoding="utf-8")
         return cls(directory, tuple(counts), tuple(offsets))
 
     @classmethod

@@ -5,7 +5,7 @@
     pictures-00000.parquet     beside it, optional: name, caption, thumbnail (WebP) of each row
     bad.jsonl                  pictures that could not be read, and why
 
-It knows nothing of how embeddings are made. Rows are numbered over all shards, in the order of corpus.json.
+Rows are numbered over all shards, in the order of corpus.json.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import job_file
 
 CARD = "corpus.json"
 FORMAT = 1
@@ -100,8 +101,8 @@ class CorpusCard:
 
     def write(self, directory: Path) -> None:
         """Write corpus.json whole or not at all."""
-        with whole_file(directory / CARD) as file:
-            file.write((json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode())
+        with job_file(directory / CARD) as part:
+            part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
 
 class PictureRow(NamedTuple):
@@ -131,7 +132,7 @@ def write_embeds(path: Path, embeds: npt.NDArray[np.floating], *, dtype: str, en
         separators=(",", ":"),
     ).encode()
     header += b" " * (-len(header) % 8)
-    with whole_file(path) as file:
+    with job_file(path) as part, part.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.write(values.data)
 

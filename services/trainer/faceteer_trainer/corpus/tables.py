@@ -1,6 +1,6 @@
 """Pictures in Parquet files: a column of bytes, or of {bytes, path} as Hugging Face's datasets write it.
 
-It knows nothing of embeddings. Rows are read a few at a time, from the row groups that a piece touches.
+Rows are read a few at a time, from the row groups that a piece touches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceteer_trainer.corpus.sources import Entry, Piece, caption_of, files_fingerprint, printable
+from faceteer_trainer.corpus.pictures import Entry, Piece, caption_of, files_fingerprint, printable
 from faceteer_trainer.errors import JobError
 
 _IMAGE = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "image_bytes")

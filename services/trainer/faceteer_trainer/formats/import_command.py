@@ -16,10 +16,10 @@ from faceteer_sae.statistics import FILE as STATISTICS
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import locked
 from faceteer_trainer.formats import bundle_sae, dictionary_learning, published, saelens, sparsify
 from faceteer_trainer.formats.measuring import measure_import
 from faceteer_trainer.formats.plain import PlainSae
-from faceteer_trainer.locks import locked
 
 FORMATS = ("published", "saelens", "dictionary-learning", "sparsify")
 

@@ -1,6 +1,6 @@
 """How much of a corpus' embeddings an SAE keeps: the figures that a library's report opens with.
 
-Looks at a sample of pictures; `evaluate-sae` measures the same and more on whole corpora. Knows nothing of labels.
+Looks at a sample of pictures; `evaluate-sae` measures the same and more on whole corpora.
 """
 
 from __future__ import annotations

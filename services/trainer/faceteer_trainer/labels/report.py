@@ -1,4 +1,4 @@
-"""How good a library's every part is: figures, and features to look at. Knows nothing of how pages look."""
+"""How good a library's every part is: figures, and features to look at."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from faceteer_library.editor import Described, LibraryEditor
 
-from faceteer_trainer.labels.agreement import CAUSES, PREDICTS, agree
-from faceteer_trainer.labels.causal import NOTHING
 from faceteer_trainer.labels.quality import SAE_FIGURES
+from faceteer_trainer.labels.scores import CAUSES, NOTHING, PREDICTS, agree
 
 
 class Quartiles(NamedTuple):
@@ -21,14 +20,15 @@ class Quartiles(NamedTuple):
     low: float
     median: float
     high: float
-    count: int
+    measured: int
 
     @classmethod
     def of(cls, values: list[float]) -> Quartiles:
         """25 %, 50 %, 75 %."""
         if not values:
             return cls(float("nan"), float("nan"), float("nan"), 0)
-        return cls(*(float(value) for value in np.quantile(values, (0.25, 0.5, 0.75))), len(values))
+        low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+        return cls(low, median, high, len(values))
 
 
 @dataclass(frozen=True)

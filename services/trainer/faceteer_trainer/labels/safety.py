@@ -1,7 +1,4 @@
-"""Which features the operator gates: a list of words for each class, looked for in labels.
-
-Knows nothing of who may see them; the library service decides that.
-"""
+"""Which features the operator gates: a list of words for each class, looked for in labels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The pictures that labels are made from and the others that they are judged on, with what fires on each.
 
-Knows nothing of words. Which side a picture falls on depends on its number alone, so that a label which is made or
+Which side a picture falls on depends on its number alone, so that a label which is made or
 judged again later never sees the other side.
 """
 
@@ -17,7 +17,8 @@ from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.library.encoding import BulkEncoder
 from faceteer_trainer.library.tallies import lottery
 
-Ints, Floats = npt.NDArray[np.int64], npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 # Of the pictures labels are made from; the rest judges them.
 MAKING = 0.6
 

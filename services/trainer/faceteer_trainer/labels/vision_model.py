@@ -1,8 +1,7 @@
 """Asks a vision-language model what a feature's pictures have in common. Off unless an operator names an endpoint.
 
 Speaks the chat-completions dialect that most servers offer (`POST <endpoint>/chat/completions`, pictures as data URLs).
-Knows nothing of features' numbers or of libraries; it sees pictures and answers words. Answers are kept in a file, so
-that a stopped run does not ask, or pay, twice.
+Answers are kept in a file, so that a stopped run does not ask, or pay, twice.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.labels.contrast import Named
+from faceteer_trainer.labels.naming import Named
 
 _PROMPT = (
     "The first {shown} pictures have something in common that the last {others} lack. Name it in one to four plain "

@@ -1,7 +1,4 @@
-"""The words a feature may be called by, and their directions in CLIP's text space.
-
-Knows nothing of features.
-"""
+"""The words a feature may be called by, and their directions in CLIP's text space."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Activations of a whole corpus on disk, in files of some thousand pictures: written once, read as often as needed.
 
 They take 8 bytes for each feature that fires on a picture (0.4 GB for 1.4 million pictures at L0 32), on disk and not
-in memory, and are what a stopped build goes on from. Knows nothing of SAEs or libraries.
+in memory, and are what a stopped build goes on from.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from faceteer_runtime.files import write_json
 
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import job_file
 from faceteer_trainer.library.encoding import Active
 
 _CARD = "activations.json"
@@ -52,9 +54,7 @@ class ActivationStore:
                     f"{facts[different]}) is in the way; delete the directory, or finish that build"
                 )
         else:
-            part = card.with_suffix(".part")
-            part.write_text(json.dumps(facts), encoding="utf-8")
-            part.replace(card)
+            write_json(card, facts)
 
     def has(self, first: int) -> bool:
         """Whether the block that begins with this picture has been written."""
@@ -62,17 +62,9 @@ class ActivationStore:
 
     def write(self, first: int, active: Active) -> None:
         """Adds a block, whole or not at all."""
-        part = self._path(first).with_suffix(".part")
-        try:
-            with part.open("wb") as file:
-                for array in (active.indptr, active.indices, active.values):
-                    np.save(file, array)
-            part.replace(self._path(first))
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise JobError(
-                f"{self._directory}: cannot be written ({error.strerror}); make room and run again"
-            ) from None
+        with job_file(self._path(first)) as part, part.open("wb") as file:
+            for array in (active.indptr, active.indices, active.values):
+                np.save(file, array)
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, in the corpus' order."""

@@ -1,6 +1,6 @@
 """Many embeddings to the features that fire on them: the SAE's own features, at the speed of a bfloat16 product.
 
-Knows nothing of what they are for. As the SAE service does (see :mod:`faceteer_sae.screening`), all features are
+As the SAE service does (see :mod:`faceteer_sae.screening`), all features are
 screened roughly and those that might fire are computed again in float32; here in large batches, where bfloat16 is five
 times as fast as float32 on CPUs that have it.
 """

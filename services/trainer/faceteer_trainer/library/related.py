@@ -1,6 +1,6 @@
 """Which features belong together: by firing together, by never doing so, by direction.
 
-Knows nothing of files. Every function answers lists of (feature, score), best first.
+Every function answers lists of (feature, score), best first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Gives a bundle's SAE what edits go by: firing shares, the unit SCALED, rivals, and what embeddings look like.
-
-Knows the SAE's files and nothing of how the numbers were found, nor of how they get into the bundle.
-"""
+"""Gives a bundle's SAE what edits go by: firing shares, the unit SCALED, rivals, and what embeddings look like."""
 
 from __future__ import annotations
 
@@ -14,19 +11,19 @@ import torch
 from safetensors.torch import save_file
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
-from faceteer_trainer.library.build import Measured
+from faceteer_trainer.library.measure import CorpusStatistics
 
 STATISTICS, CARD = "feature_statistics.safetensors", "cfg.json"
 _QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 
-def write_statistics(directory: Path, corpus: EmbeddingCorpus, measured: Measured) -> None:
+def write_statistics(directory: Path, corpus: EmbeddingCorpus, measured: CorpusStatistics) -> None:
     """Writes the statistics of an SAE's directory anew, and what its card says of embeddings."""
     _write_features(directory / STATISTICS, corpus, measured)
     _write_card(directory / CARD, corpus, measured)
 
 
-def _write_features(path: Path, corpus: EmbeddingCorpus, measured: Measured) -> None:
+def _write_features(path: Path, corpus: EmbeddingCorpus, measured: CorpusStatistics) -> None:
     save_file(
         {
             "firing_share": torch.from_numpy(measured.firing_share),
@@ -39,7 +36,7 @@ def _write_features(path: Path, corpus: EmbeddingCorpus, measured: Measured) -> 
     )
 
 
-def _write_card(path: Path, corpus: EmbeddingCorpus, measured: Measured) -> None:
+def _write_card(path: Path, corpus: EmbeddingCorpus, measured: CorpusStatistics) -> None:
     card = json.loads(path.read_text(encoding="utf-8"))
     norms = np.linalg.norm(_sample(corpus), axis=1)
     card.setdefault("metadata", {})["embedding_statistics"] = {

@@ -4,7 +4,7 @@
     Table    for every feature its M entries of greatest priority: the strongest, or a uniform sample
     Pairs    how often each two of the commonest features fire together
 
-Knows nothing of SAEs, pictures or files. All of them are sums or maxima, so the order of the blocks plays no part.
+All of them are sums or maxima, so the order of the blocks plays no part.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus, whole_file
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.locks import locked
+from faceteer_trainer.files import locked
 from faceteer_trainer.sae import comparison_plot
 from faceteer_trainer.sae.comparison import ServedSae, evaluate
 from faceteer_trainer.sae.outputs import write_json

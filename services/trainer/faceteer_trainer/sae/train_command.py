@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.locks import locked
+from faceteer_trainer.files import locked
 from faceteer_trainer.sae import outputs, postcards_recipe
 from faceteer_trainer.sae.architectures import ARCHITECTURES, SPARSE, Loss, Losses
 from faceteer_trainer.sae.trainer import Settings, Trainer, flat

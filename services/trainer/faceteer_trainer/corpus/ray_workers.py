@@ -1,7 +1,7 @@
 """Shards made by Ray Data's workers, on one machine or many: the same function as without it, so the same bytes.
 
-It knows nothing of pictures: a worker is told a shard's number, and everything else it reads from the plan. Bundle,
-pictures and corpus must be at the same paths on every machine.
+A worker is told a shard's number, and reads everything else from the plan. Bundle, pictures and corpus must be at the
+same paths on every machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from faceteer_trainer.corpus.embed import Embedder, Made
+from faceteer_trainer.corpus.embed import Embedder, EmbedderSettings, Made
 from faceteer_trainer.corpus.plan import Plan
 from faceteer_trainer.corpus.sources import open_source
 from faceteer_trainer.errors import JobError
@@ -22,8 +22,8 @@ from faceteer_trainer.errors import JobError
 class _Worker:
     """One Ray actor: an encoder, and one thread that uses it."""
 
-    def __init__(self, plan: Plan, images: str, captions: str, embedder: dict[str, Any]) -> None:
-        self._plan, self._embedder = plan, Embedder(**embedder, threads=1)
+    def __init__(self, plan: Plan, images: str, captions: str, settings: EmbedderSettings) -> None:
+        self._plan, self._embedder = plan, Embedder(settings)
         self._source = open_source(images, captions)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -47,12 +47,11 @@ class _Worker:
 def make_shards(
     plan: Plan,
     numbers: Sequence[int],
-    *,
-    address: str,
-    workers: int,
     images: str,
     captions: str,
-    embedder: dict[str, Any],
+    embedder: EmbedderSettings,
+    address: str,
+    workers: int,
     done: Callable[[int, Made], None],
 ) -> None:
     """Make these shards with Ray Data; each worker holds one core, and one GPU where the device is one.
@@ -60,10 +59,10 @@ def make_shards(
     Args:
         plan: of the corpus.
         numbers: of the shards to make.
+        images, captions: what open_source takes.
+        embedder: what makes a shard.
         address: of a Ray cluster, or "local": one is started here, listens on this machine only, and ends with the job.
         workers: how many at a time.
-        images, captions: what open_source takes.
-        embedder: keywords of Embedder.
         done: told of every shard that is made.
 
     Raises:
@@ -93,7 +92,7 @@ def make_shards(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        on_gpu = embedder["device"] != "cpu"
+        on_gpu = embedder.device != "cpu"
         shards = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
         made = shards.map_batches(
             _Worker,
@@ -113,8 +112,3 @@ def _take(rows: Iterable[dict[str, Any]], done: Callable[[int, Made], None]) -> 
         if row["error"]:
             raise JobError(row["error"])
         done(int(row["number"]), Made(int(row["rows"]), int(row["n_bad"])))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -1,13 +1,11 @@
-"""`faceteer_trainer bundles pull kandinsky-2-2`, and `verify`, `list`, `info`.
-
-Knows the options and how answers are shown, nothing of how they are found.
-"""
+"""`python -m faceteer_trainer bundles pull kandinsky-2-2`, and `verify`, `list`, `info`, `with-sae`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from faceteer_runtime import bundle as bundle_format
 from faceteer_runtime.bundle import BundleError
@@ -18,7 +16,6 @@ from faceteer_trainer.bundles.completion import complete, describe, with_sae
 from faceteer_trainer.bundles.manifest import known, read_recipe
 from faceteer_trainer.bundles.pull import pull
 from faceteer_trainer.bundles.sources import Directory, Hub, Source
-from faceteer_trainer.errors import JobError
 
 _HOME = Path("deploy") / "bundles"
 
@@ -52,10 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         case "pull":
             _pull(arguments, console)
         case "verify":
-            try:
-                bundle = bundle_format.verify(arguments.directory)
-            except BundleError as error:
-                raise JobError(str(error)) from None
+            bundle = bundle_format.verify(arguments.directory)
             console.print(f"{bundle.name}: every file is as bundle.json says", highlight=False)
         case "info":
             found = describe(arguments.directory)
@@ -83,7 +77,7 @@ def _pull(arguments: argparse.Namespace, console: Console) -> None:
     console.print(f"{out} is whole; serve it with FACETEER_BUNDLE={out} make up", highlight=False, soft_wrap=True)
 
 
-def _show(found: dict, console: Console) -> None:  # type: ignore[type-arg]
+def _show(found: dict[str, Any], console: Console) -> None:
     table = Table("part", "kind", "revision", "size", "parameters", "licence", title=f"{found['name']}")
     for name, part in found["parts"].items():
         size, parameters = f"{part['bytes'] / 1e6:,.1f} MB", f"{part['parameters']:,}" if part["parameters"] else ""
@@ -99,7 +93,7 @@ def _list(directories: list[Path], console: Console) -> None:
         for manifest in sorted(directory.glob(f"*/{bundle_format.MANIFEST}")):
             try:
                 found = describe(manifest.parent)
-            except JobError as error:
+            except BundleError as error:
                 table.add_row(manifest.parent.name, str(manifest.parent), f"[red]{error}[/red]", "")
                 continue
             here.add(found["name"])

@@ -1,16 +1,45 @@
-"""Keeps two runs out of one folder. It knows nothing of what a run does there."""
+"""What a job writes: files that are whole or not there, in folders that one run at a time holds."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from faceteer_runtime.files import PART_SUFFIX, whole_file
+
 from faceteer_trainer.errors import JobError
 
 _LOCK = ".lock"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what stops a write in this block into a JobError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        fix = "make room" if error.errno in _FULL else "mend that"
+        where = str(error.filename or path).removesuffix(PART_SUFFIX)
+        raise JobError(
+            f"{where}: could not be written ({error.strerror}); {fix} and run the same command again: "
+            "what is done is kept"
+        ) from None
+
+
+@contextlib.contextmanager
+def job_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which is at `path`, on the disk, when the block ends, and nowhere when anything went wrong.
+
+    Raises:
+        JobError: the disk is full, or may not be written to.
+    """
+    with writing(path), whole_file(path, durable=True) as part:
+        yield part
 
 
 @contextlib.contextmanager
@@ -34,5 +63,6 @@ def locked(directory: Path) -> Iterator[None]:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield
+        os.ftruncate(lock, 0)
     finally:
         os.close(lock)

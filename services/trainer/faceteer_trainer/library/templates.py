@@ -1,7 +1,7 @@
 """The two pictures that icons start from: on one of them, whatever the feature, there is something to see.
 
 A feature that is on in the template already cannot be turned on. Such a feature is shown on a second template, which
-has as little as possible in common with the first. Knows nothing of drawing.
+has as little as possible in common with the first.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ OTHER_TEMPLATE = "icon_template_other"
 ON = 0.25
 
 
+def plainest(embeds: Floats) -> Floats:
+    """The first template, of embeddings [m, d]: the one nearest to their mean."""
+    return np.asarray(embeds[np.linalg.norm(embeds - embeds.mean(0), axis=1).argmin()])
+
+
 def scaled(sae: SparseAutoencoder, embeds: Floats, p99: Floats) -> Floats:
     """A picture's activations in SCALED units, float32 [d_sae]; 0 for dead features."""
     (active,) = sae.encode(embeds[None])
@@ -28,7 +33,7 @@ def scaled(sae: SparseAutoencoder, embeds: Floats, p99: Floats) -> Floats:
     )
 
 
-def unlike(first: Floats, acts: sparse.csc_matrix, p99: Floats, embeds: Floats, mean: Floats) -> int:
+def least_in_common(first: Floats, acts: sparse.csc_matrix, p99: Floats, embeds: Floats, mean: Floats) -> int:
     """Which picture has the least in common with the first template; among the hundredth with least, the plainest.
 
     Args:

@@ -1,10 +1,8 @@
 """Puts new files into a bundle all at once, though hashing it takes long and a job may be killed at any time.
 
-    stage()   a copy of the bundle inside it, of links; the job writes its files there
-    ready()   the copy is sealed, with every file hashed: only moving is left to do
-    place()   moves the new files, which takes moments; done again after a kill, it goes on
-
-Knows nothing of what the files are.
+stage()        a copy of the bundle inside it, of links; the job writes its files there
+seal_staged()  the copy is sealed, with every file hashed: only moving is left to do
+commit()       moves the new files, which takes moments; called again after a kill, it goes on
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from faceteer_runtime.bundle import MANIFEST, Bundle, seal
+from faceteer_runtime.files import write_json
 
 _READY = "ready.json"
 
@@ -63,8 +62,8 @@ def part_revision(staging: Path, part: str) -> str:
     return revision
 
 
-def ready(staging: Path, renewed: Iterable[str], new_parts: dict[str, dict[str, str]]) -> None:
-    """Seals what is staged; from here on only :func:`place` is left, however often it takes.
+def seal_staged(staging: Path, renewed: Iterable[str], new_parts: dict[str, dict[str, str]]) -> None:
+    """Seals what is staged; from here on only :func:`commit` is left, however often it takes.
 
     Args:
         staging: made by :func:`stage`, with the renewed files in it.
@@ -75,13 +74,11 @@ def ready(staging: Path, renewed: Iterable[str], new_parts: dict[str, dict[str, 
     for part, facts in new_parts.items():
         manifest["parts"].setdefault(part, facts)
     seal(staging, manifest)
-    part_file = staging / f"{_READY}.part"
     # The manifest last: a bundle that is opened before it is in place says which file is not its own.
-    part_file.write_text(json.dumps([*renewed, MANIFEST]), encoding="utf-8")
-    part_file.replace(staging / _READY)
+    write_json(staging / _READY, [*renewed, MANIFEST])
 
 
-def place(staging: Path, directory: Path) -> bool:
+def commit(staging: Path, directory: Path) -> bool:
     """Moves what is ready into the bundle's directory; says whether anything was."""
     marker = staging / _READY
     if not marker.exists():

@@ -1,11 +1,7 @@
-"""`faceteer_trainer report-library --bundle B --out report.md`: the report as Markdown, and as a page with pictures.
-
-Knows how the pages look and nothing of how scores are made.
-"""
+"""A library's report as Markdown, and as a page with pictures."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import math
@@ -13,9 +9,10 @@ from pathlib import Path
 
 from faceteer_library.editor import Described, LibraryEditor
 
-from faceteer_trainer.errors import JobError
-from faceteer_trainer.labels.agreement import CAUSES, PREDICTS
+from faceteer_trainer.files import writing
 from faceteer_trainer.labels.report import LibraryReport, Quartiles, report_on
+from faceteer_trainer.labels.run import edit_library
+from faceteer_trainer.labels.scores import CAUSES, PREDICTS
 
 _STYLE = """
 :root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
@@ -25,32 +22,19 @@ h2{margin-top:2.5rem}.icon{height:64px}.thumb{height:48px}small{opacity:.7}
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The job's options."""
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a .md file; a page with pictures is put beside it")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Write both, and print the Markdown."""
-    path = arguments.bundle / "library" / "library.sqlite"
-    try:
-        editor = LibraryEditor(path)
-    except ValueError as error:
-        raise JobError(str(error)) from None
+def write_report(bundle_directory: Path, out: Path) -> str:
+    """Writes both files, and returns the Markdown."""
+    editor = edit_library(bundle_directory)
     try:
         report = report_on(editor)
-        text = as_markdown(report)
-        page = as_page(report, editor)
+        text, page = as_markdown(report), as_page(report, editor)
     finally:
         editor.discard()
-    try:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
-        arguments.out.with_suffix(".html").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise JobError(f"{arguments.out}: cannot be written ({error.strerror})") from None
-    print(text)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+        out.with_suffix(".html").write_text(page, encoding="utf-8")
+    return text
 
 
 def as_markdown(report: LibraryReport) -> str:
@@ -140,7 +124,7 @@ def _sentences(report: LibraryReport) -> list[str]:
 def _weaknesses(report: LibraryReport) -> list[str]:
     """What a reader should not expect of this library."""
     found = []
-    unnamed, unmeasured = report.alive - report.labelled, report.labelled - report.detection.count
+    unnamed, unmeasured = report.alive - report.labelled, report.labelled - report.detection.measured
     if report.labelled and unnamed > 0:
         found.append(
             f"{unnamed:,} live features have no label, because nothing in the vocabulary told where they fire; those "
@@ -163,7 +147,7 @@ def _rows(report: LibraryReport, between: str) -> list[tuple[str, str]]:
         ("causes", report.causal),
     ]
     return [
-        (name, between.join([f"{q.count:,}", *(_number(value) for value in (q.low, q.median, q.high))]))
+        (name, between.join([f"{q.measured:,}", *(_number(value) for value in (q.low, q.median, q.high))]))
         for name, q in named
     ]
 

@@ -18,12 +18,12 @@ from faceteer_sae.writing import write_rows
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.library import placing
+from faceteer_trainer.library import staging
 from faceteer_trainer.library.activations import ActivationStore
-from faceteer_trainer.library.build import BuildSettings, encode_corpus, find_coactivating, measure
-from faceteer_trainer.library.command import build_library
 from faceteer_trainer.library.encoding import Active
+from faceteer_trainer.library.measure import BuildSettings, encode_corpus, find_coactivating, measure
 from faceteer_trainer.library.related import RivalRule, rivals
+from faceteer_trainer.library.run import build_library
 from faceteer_trainer.library.tallies import Pairs
 from faceteer_trainer.sae.statistics import find_rivals
 from tiny_corpus import Corpus, D, make_corpus, write_corpus
@@ -92,18 +92,18 @@ def test_a_build_killed_while_its_files_are_put_in_place_is_finished_by_the_next
             moved.append(target)
         replace(source, target)
 
-    monkeypatch.setattr(placing.os, "replace", until_the_second)
+    monkeypatch.setattr(staging.os, "replace", until_the_second)
     with pytest.raises(Killed):
         build_library(corpus.directory, corpus.bundle, BuildSettings())
     monkeypatch.undo()
     with pytest.raises(BundleError):
         verify(corpus.bundle)
-    assert placing.place(corpus.bundle / ".build-library" / "staging", corpus.bundle)
+    assert staging.commit(corpus.bundle / ".build-library" / "staging", corpus.bundle)
     verify(corpus.bundle)
     sae = "sae/feature_statistics.safetensors"
     assert content(corpus.bundle)[sae] == content(whole)[sae]
     assert Bundle.open(corpus.bundle).part("sae").revision == Bundle.open(whole).part("sae").revision
-    assert not placing.place(corpus.bundle / ".build-library" / "staging", corpus.bundle)
+    assert not staging.commit(corpus.bundle / ".build-library" / "staging", corpus.bundle)
 
 
 def test_a_library_of_its_own_leaves_the_bundle_as_it_is(corpus: Corpus, tmp_path: Path) -> None:

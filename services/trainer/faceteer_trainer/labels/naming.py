@@ -5,8 +5,7 @@
 Of the terms that stand out most the one with the greatest z_t (AUC_t - 0.5) is the name, where AUC_t says how well the
 term's cosine tells pictures on which the feature fires at all from silent ones: the strongest pictures alone may share
 by chance what most do not. Pictures' embeddings and terms are centred, so a cosine is about what differs and not about
-being a picture or a text. Feature *directions* play no part: matched with texts they name nothing for CLIP. Knows
-nothing of libraries.
+being a picture or a text. Feature *directions* play no part: matched with texts they name nothing for CLIP.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from faceteer_trainer.labels.detection import balanced_sample
 from faceteer_trainer.labels.sample import Side
+from faceteer_trainer.labels.scores import balanced_sample
 from faceteer_trainer.labels.vocabulary import TextSpace
 from faceteer_trainer.metrics import auc
 

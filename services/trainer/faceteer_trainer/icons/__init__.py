@@ -1,1 +1,0 @@
-"""Pictures of what turning a feature up causes."""
