@@ -18,26 +18,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faceteer_postcards.made_up import MadeUp, write_made_up
+from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 
 CHUNK, BATCH, BATCHES = 4096, 4096, 50
 
 
-def _write(directory: Path, made_up: MadeUp, rows: int) -> int:
-    write_made_up(made_up, directory, rows)
+def _write(directory: Path, mixtures: SparseMixtures, rows: int) -> int:
+    mixtures.write(directory, rows)
     return rows
 
 
-def _by_chunks(directory: Path, made_up: MadeUp, rows: int) -> int:
-    corpus = EmbeddingCorpus.open(directory, encoder_revision=made_up.encoder_revision)
+def _by_chunks(directory: Path, mixtures: SparseMixtures, rows: int) -> int:
+    corpus = EmbeddingCorpus.open(directory, encoder_revision=mixtures.encoder_revision)
     squares = sum(float(np.einsum("ij,ij->", chunk, chunk)) for _, chunk in corpus.chunks(CHUNK))
     print(f"    root mean square norm {np.sqrt(squares / rows):.3f}")
     return len(corpus)
 
 
-def _by_rows(directory: Path, made_up: MadeUp, rows: int) -> int:
-    corpus = EmbeddingCorpus.open(directory, encoder_revision=made_up.encoder_revision)
+def _by_rows(directory: Path, mixtures: SparseMixtures, rows: int) -> int:
+    corpus = EmbeddingCorpus.open(directory, encoder_revision=mixtures.encoder_revision)
     rng = np.random.default_rng(0)
     for _ in range(BATCHES):
         wanted = rng.integers(0, rows, BATCH)
@@ -45,19 +45,21 @@ def _by_rows(directory: Path, made_up: MadeUp, rows: int) -> int:
     # The last batch against the rows as they were generated: what was written is what is read.
     for at in range(3):
         block, row = divmod(int(wanted[at]), 4096)
-        np.testing.assert_allclose(found[at], made_up.block(block)[0][row], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found[at], mixtures.block(block)[0][row], rtol=1e-3, atol=1e-3)
     return BATCH * BATCHES
 
 
-def _measured(job: Callable[[Path, MadeUp, int], int], directory: Path, made_up: MadeUp, rows: int, what: str) -> None:
+def _measured(
+    job: Callable[[Path, SparseMixtures, int], int], directory: Path, mixtures: SparseMixtures, rows: int, what: str
+) -> None:
     """Run a job in a fresh process and print its rate and its peak of memory."""
 
     def measure() -> None:
         torch.set_num_threads(1)
         start = time.perf_counter()
-        done = job(directory, made_up, rows)
+        done = job(directory, mixtures, rows)
         seconds = time.perf_counter() - start
-        gigabytes = done * made_up.d * 2 / 1e9
+        gigabytes = done * mixtures.d * 2 / 1e9
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"{what}: {done:,} rows ({gigabytes:.2f} GB) in {seconds:.1f} s, {done / seconds:,.0f} rows/s, "
@@ -82,12 +84,12 @@ def main() -> None:
     parser.add_argument("--mean-active", type=float, default=24.0)
     parser.add_argument("--keep", action="store_true", help="keep the full corpus")
     arguments = parser.parse_args()
-    made_up = MadeUp(arguments.features, arguments.dim, arguments.mean_active)
+    mixtures = SparseMixtures(arguments.features, arguments.dim, arguments.mean_active)
     tenth = arguments.directory.with_name(f"{arguments.directory.name}-tenth")
     for directory, rows in ((tenth, arguments.rows // 10), (arguments.directory, arguments.rows)):
-        _measured(_write, directory, made_up, rows, "write     ")
-        _measured(_by_chunks, directory, made_up, rows, "by chunks ")
-        _measured(_by_rows, directory, made_up, rows, "at random ")
+        _measured(_write, directory, mixtures, rows, "write     ")
+        _measured(_by_chunks, directory, mixtures, rows, "by chunks ")
+        _measured(_by_rows, directory, mixtures, rows, "at random ")
     shutil.rmtree(tenth)
     if not arguments.keep:
         shutil.rmtree(arguments.directory)

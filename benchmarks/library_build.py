@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faceteer_postcards.made_up import MadeUp
+from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_runtime.bundle import seal
 from faceteer_sae.writing import write_rows
 from faceteer_trainer.corpus.shards import CARD, CorpusCard, EmbeddingCorpus, Shard
@@ -28,16 +28,16 @@ from faceteer_trainer.library.run import build_library
 D_SAE = 163_840
 
 
-def made_up_of(corpus: EmbeddingCorpus) -> MadeUp:
-    """The settings, by the name that a made-up corpus carries: made-up-<n_true>x<d>-<mean_active>-<seed>."""
-    size, active, seed = corpus.card.name.removeprefix("made-up-").split("-")
+def mixtures_of(corpus: EmbeddingCorpus) -> SparseMixtures:
+    """The settings, by the name that a synthetic corpus carries: synthetic-<n_true>x<d>-<mean_active>-<seed>."""
+    size, active, seed = corpus.card.name.removeprefix("synthetic-").split("-")
     n_true, d = map(int, size.split("x"))
-    return MadeUp(n_true, d, float(active), int(seed))
+    return SparseMixtures(n_true, d, float(active), int(seed))
 
 
 def write_bundle(directory: Path, corpus: EmbeddingCorpus) -> None:
     """An SAE part alone, whose encoder is the corpus'."""
-    true = torch.from_numpy(np.asarray(made_up_of(corpus).dictionary, np.float32))
+    true = torch.from_numpy(np.asarray(mixtures_of(corpus).dictionary, np.float32))
     rest = torch.randn(D_SAE - len(true), corpus.embed_dim, generator=torch.Generator().manual_seed(0))
     rows = torch.cat([true, torch.nn.functional.normalize(rest, dim=1)])
     sample = torch.from_numpy(corpus.rows(np.arange(0, len(corpus), max(1, len(corpus) // 256))))

@@ -1,9 +1,9 @@
 """How quickly a library of the published size answers: 163,840 features, 50,000 distinct labels, 1,280-d meanings.
 
-The library is made up (about a minute, 300 MB, in a temporary directory): labels of one to three words drawn by Zipf's
-law from 12,000, five other words a feature, meanings that share a common part, and variances falling like 1 / rank,
-roughly as in CLIP's text space. Everything is asked of the store, in one thread, after one unmeasured round; times are
-wall-clock milliseconds. Usage: ``python benchmarks/library_search.py [--features N] [--rounds N]``.
+The library is synthetic (about a minute, 300 MB, in a temporary directory): labels of one to three words drawn by
+Zipf's law from 12,000, five other words a feature, meanings that share a common part, and variances falling like
+1 / rank, roughly as in CLIP's text space. Everything is asked of the store, in one thread, after one unmeasured round;
+times are wall-clock milliseconds. Usage: ``python benchmarks/library_search.py [--features N] [--rounds N]``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make(path: Path, n_features: int) -> tuple[list[str], list[str]]:
     others = rng.choice(WORDS, (n_features, 5), p=share)
     edges, counts = np.arange(1, 33, dtype=np.float32), np.arange(32)
     nearest = rng.integers(0, n_features, (n_features, 8))
-    with LibraryWriter(path, sae_revision="s", corpus="made up", n_pictures=1_400_000, embed_dim=DIM) as writer:
+    with LibraryWriter(path, sae_revision="s", corpus="synthetic", n_pictures=1_400_000, embed_dim=DIM) as writer:
         for index in range(n_features):
             # A third of the features live, as in the published work.
             share_here = float(shares[index]) if index % 3 == 0 else 0.0

@@ -4,7 +4,7 @@
     python benchmarks/sae_training.py full --corpus DIR          # a few steps at 163,840 latents, with peak memory
     python benchmarks/sae_training.py recovery                   # five architectures against frozen and random decoders
 
-Each prints a Markdown table. It knows nothing of bundles: only of the trainer and of made-up corpora.
+Each prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from faceteer_postcards.made_up import MadeUp
+from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.sae import outputs
 from faceteer_trainer.sae.architectures import Loss
@@ -29,10 +29,12 @@ from faceteer_trainer.sae.trainer import Settings, Trainer
 from faceteer_trainer.training import Budget
 
 
-def _corpus(directory: Path, n_true: int, d: int, rows: int, mean_active: float) -> tuple[EmbeddingCorpus, MadeUp]:
-    made_up = MadeUp(n_true, d, mean_active=mean_active)
-    made_up.write(directory, rows)
-    return EmbeddingCorpus.open(directory), made_up
+def _corpus(
+    directory: Path, n_true: int, d: int, rows: int, mean_active: float
+) -> tuple[EmbeddingCorpus, SparseMixtures]:
+    mixtures = SparseMixtures(n_true, d, mean_active=mean_active)
+    mixtures.write(directory, rows)
+    return EmbeddingCorpus.open(directory), mixtures
 
 
 def _step(corpus: EmbeddingCorpus, settings: Settings, steps: int) -> dict[str, float]:
@@ -113,8 +115,8 @@ def recovery(arguments: argparse.Namespace) -> None:
     if arguments.only:
         runs = {name: run for name, run in runs.items() if name in arguments.only}
     with tempfile.TemporaryDirectory() as directory:
-        corpus, made_up = _corpus(Path(directory), arguments.n_true, arguments.d, arguments.rows, arguments.active)
-        truth = torch.from_numpy(made_up.dictionary)
+        corpus, mixtures = _corpus(Path(directory), arguments.n_true, arguments.d, arguments.rows, arguments.active)
+        truth = torch.from_numpy(mixtures.dictionary)
         chance = recovered(torch.randn(arguments.width, arguments.d, generator=torch.Generator().manual_seed(1)), truth)
         print("| decoder | mean max cosine | true directions at > 0.9 | explained variance | L0 | dead | s |")
         print("|---|---|---|---|---|---|---|")

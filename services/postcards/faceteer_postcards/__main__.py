@@ -5,8 +5,8 @@ from __future__ import annotations
 from faceteer_trainer.cli.jobs import Job, run_job
 
 JOBS = {
-    "build": Job("faceteer_postcards.build_command", "make the postcards bundle, whole or one step of it"),
-    "evaluate": Job("faceteer_postcards.evaluate_command", "measure a bundle against the truth of its pictures"),
+    "build": Job("faceteer_postcards.build", "make the postcards bundle, whole or one step of it"),
+    "evaluate": Job("faceteer_postcards.evaluation.run", "measure a bundle against the truth of its pictures"),
 }
 
 

@@ -5,13 +5,21 @@ A working directory holds corpora, caches, checkpoints and logs; the bundle is w
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from diffusers import VQModel
+from faceteer_trainer.corpus.embed import EmbedderSettings
+from faceteer_trainer.corpus.run import EmbedSettings, embed_corpus
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.icons import draw_library_icons
+from faceteer_trainer.labels.run import LabelSettings, label_library
+from faceteer_trainer.library.measure import BuildSettings
+from faceteer_trainer.library.run import build_library
 from faceteer_trainer.sae.model import load_sae, save_sae
 from faceteer_trainer.sae.statistics import embedding_statistics, measure_features, save_statistics
 from faceteer_trainer.sae.train import SaeSettings, train_sae
@@ -20,9 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from faceteer_postcards.bundle import negative_embeds, seal_bundle, write_generator
 from faceteer_postcards.clip import ClipSettings, embed_pictures, load_encoder, train_clip
-from faceteer_postcards.corpus import Corpus, draw_corpus
-from faceteer_postcards.examples import write_examples
-from faceteer_postcards.library import write_library
+from faceteer_postcards.corpus import Corpus, draw_corpus, pack_pictures, write_examples
 from faceteer_postcards.movq import MovqSettings, encode_all, sharpen_decoder, train_movq
 from faceteer_postcards.unet import DecoderData, UnetSettings, load_averaged, train_unet
 
@@ -163,7 +169,20 @@ class Workshop:
         embeds = load_file(self.work / "embeds.safetensors")["train"]
         shutil.rmtree(out / "library", ignore_errors=True)
         seal_bundle(out, embeds.shape[1])
-        write_library(out, self.corpus, min(self.preset.library, len(embeds)), self.work / "library")
+        count, work = min(self.preset.library, len(embeds)), self.work / "library"
+        work.mkdir(parents=True, exist_ok=True)
+        pictures, embedded = work / "pictures.tar", work / f"embeds-{count}"
+        if not pictures.exists():
+            pack_pictures(self.corpus, count, pictures)
+        # By the functions that anyone's pictures go through. The factors are used for the captions shown beside
+        # pictures and for nothing else: names are found from the pictures alone.
+        cores = len(os.sched_getaffinity(0))
+        embed = EmbedSettings(EmbedderSettings(os.path.abspath(out)), name="postcards", workers=cores)
+        embed_corpus(str(pictures), embedded, embed)
+        # The SAE's own statistics are those of its training, over more pictures than these.
+        build_library(embedded, out, BuildSettings(), keep_statistics=True)
+        label_library(out, embedded, LabelSettings(vocabulary="postcards"))
+        draw_library_icons(out)
         return out
 
     def build(self, out: Path) -> Path:
@@ -172,3 +191,36 @@ class Workshop:
             print(f"== {step.__name__}", flush=True)
             step()
         return self.assemble(out)
+
+
+_WHOLE = ("build", "assemble", "library")  # these write a bundle
+STEPS = ("clip", "movq", "unet", "sharpen", "sae")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The job's options."""
+    parser.add_argument("--step", choices=(*STEPS, "assemble", "library"), default="build", help="only this one")
+    parser.add_argument("--out", type=Path, help="where the bundle goes (the whole, assemble, library)")
+    parser.add_argument("--work", type=Path, default=Path("runs/postcards"), help="corpora, checkpoints and logs")
+    parser.add_argument("--preset", choices=("full", "trial"), default="full")
+    parser.add_argument("--minutes", type=float, help="a step's budget, instead of the preset's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, help="processes; by default the cores there are, two at most")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the step, and print where its result lies."""
+    torch.set_num_threads(1)  # the jobs use processes; two threads on a busy machine are slower than one
+    preset = PRESETS[arguments.preset]
+    if arguments.minutes is not None:
+        if arguments.step not in STEPS:
+            raise JobError(f"--minutes is one step's budget; {arguments.step} has none of its own")
+        preset = replace(preset, **{arguments.step: Budget(minutes=arguments.minutes)})
+    if arguments.step in _WHOLE and arguments.out is None:
+        raise JobError(f"{arguments.step} needs --out")
+    workshop = Workshop(arguments.work, preset, arguments.seed, arguments.device, arguments.workers)
+    if arguments.step in _WHOLE:
+        print(getattr(workshop, arguments.step)(arguments.out))
+    else:
+        print(getattr(workshop, arguments.step)())

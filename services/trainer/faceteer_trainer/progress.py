@@ -42,7 +42,7 @@ class Progress:
         """How far a step is, in words; rate and time left are those of this run."""
         began, before = self._began[step]
         rate = (done - before) / max(now - began, 1e-6)
-        left = int((total - done) / rate) if rate else 0
+        left = round((total - done) / rate) if rate else 0
         time_left = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         if total == 1.0:
             return f"{min(done, 1.0):.0%}, {time_left}"

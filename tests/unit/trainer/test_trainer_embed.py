@@ -22,7 +22,7 @@ import pytest
 from faceteer.v1 import encoder_pb2, encoder_pb2_grpc
 from faceteer_encoder.service import build
 from faceteer_encoder.settings import EncoderSettings
-from faceteer_postcards.made_up import MadeUp, write_made_up
+from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_runtime.server import start
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
@@ -259,8 +259,8 @@ def test_a_folder_that_was_begun_otherwise_is_refused_with_the_difference(
     (out / "plan.json").write_text(json.dumps(plan))
     said = error(capsys, *command(images, tiny_bundle, out))
     assert "holds embeddings of encoder 0123456789abcdef, but --bundle has encoder" in said
-    write_made_up(MadeUp(64, 8, 4), tmp_path / "made-up", 10)
-    said = error(capsys, *command(images, tiny_bundle, tmp_path / "made-up"))
+    SparseMixtures(64, 8, 4).write(tmp_path / "synthetic", 10)
+    said = error(capsys, *command(images, tiny_bundle, tmp_path / "synthetic"))
     assert "holds a corpus that embed has not made" in said
     assert "lies among the pictures" in error(capsys, *command(images, tiny_bundle, images / "out"))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faceteer_postcards.made_up import MadeUp
+from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
@@ -27,12 +27,12 @@ from faceteer_trainer.sae.trainer import CHECKPOINT, Loss, Settings, Trainer
 from faceteer_trainer.training import Budget
 from safetensors.torch import load_file
 
-MADE_UP = MadeUp(64, 24, mean_active=4)
+MADE_UP = SparseMixtures(64, 24, mean_active=4)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("made-up")
+    directory = tmp_path_factory.mktemp("synthetic")
     MADE_UP.write(directory, 8192, "float32", shard_size=4096)
     return directory
 
@@ -143,7 +143,7 @@ def test_a_run_is_not_resumed_with_other_settings_or_on_another_corpus(
     said = _refused(capsys, lambda: _run(corpus, out, "--steps", "5", "--lr", "0.5"))
     assert "rate was 0.001 and is 0.5" in said
     assert "another --out" in said
-    MadeUp(64, 24, mean_active=4, seed=1).write(tmp_path / "other", 4096)
+    SparseMixtures(64, 24, mean_active=4, seed=1).write(tmp_path / "other", 4096)
     assert "another corpus" in _refused(capsys, lambda: _run(tmp_path / "other", out, "--steps", "5"))
     assert (out / "sae_weights.safetensors").read_bytes() == before
 
@@ -245,9 +245,9 @@ def test_decoder_rows_keep_norm_one_and_dead_latents_are_woken(corpus: Path, tmp
 
 
 def test_a_trained_decoder_finds_the_true_directions_and_a_frozen_one_does_not(tmp_path: Path) -> None:
-    made_up = MadeUp(128, 32, mean_active=4)
-    made_up.write(tmp_path / "corpus", 32768)
-    truth = torch.from_numpy(made_up.dictionary)
+    mixtures = SparseMixtures(128, 32, mean_active=4)
+    mixtures.write(tmp_path / "corpus", 32768)
+    truth = torch.from_numpy(mixtures.dictionary)
     found = {}
     for name, train_decoder in (("trained", True), ("frozen", False)):
         trainer = _trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
@@ -17,10 +18,9 @@ from faceteer_trainer.training import Budget
 from faceteer_postcards.bundle import LoadedBundle, load_bundle
 from faceteer_postcards.clip import embed_pictures
 from faceteer_postcards.corpus import Corpus, draw_corpus
-from faceteer_postcards.evaluation.grid import draw_grid
 from faceteer_postcards.evaluation.judge import Judge, accuracy_by_factor, judge_pictures, train_judge
 from faceteer_postcards.evaluation.painter import Painter
-from faceteer_postcards.evaluation.report import write_report
+from faceteer_postcards.evaluation.report import draw_grid, targets, write_report
 from faceteer_postcards.evaluation.representation import (
     Embedded,
     ValueFeature,
@@ -188,3 +188,22 @@ def _check_steps(
             judged = judge_pictures(judge, painter(pool.embeds[:few], seeds))
         shares[str(number)] = share_of(judged == pool.codes[:few]).as_dict()
     return shares
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The job's options."""
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--work", type=Path, help="where the judge and the corpora are kept; else they are temporary")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="print every figure as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, and print the table of targets or everything."""
+    torch.set_num_threads(1)  # the jobs use processes; two threads on a busy machine are slower than one
+    results = evaluate(arguments.bundle, arguments.work, EvaluationSettings(workers=arguments.workers))
+    if arguments.json:
+        print(json.dumps(results, indent=1))
+    else:
+        for measure, target, figure, reached in targets(results):
+            print(f"{'ok  ' if reached else 'MISS'} {measure}: {figure} (target {target})")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from faceteer_trainer.cli.jobs import positive
 from faceteer_trainer.corpus.embed import EmbedderSettings
-from faceteer_trainer.corpus.run import EmbedSettings, embed_pictures
+from faceteer_trainer.corpus.run import EmbedSettings, embed_corpus
 from faceteer_trainer.errors import JobError
 
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise JobError(f"--thumbnails is {a.thumbnails}; give a size in pixels, or 0 for none")
     embedder = EmbedderSettings(os.path.abspath(a.bundle), a.dtype, a.batch, a.thumbnails, a.device)
     workers = a.workers or len(os.sched_getaffinity(0))
-    card = embed_pictures(a.images, a.out, EmbedSettings(embedder, a.shard_size, a.captions, a.name, workers, a.ray))
+    card = embed_corpus(a.images, a.out, EmbedSettings(embedder, a.shard_size, a.captions, a.name, workers, a.ray))
     rows = sum(shard.rows for shard in card.shards)
     bad = f", {card.n_bad} bad ones left out (see bad.jsonl)" if card.n_bad else ""
     print(f"{rows} pictures in {len(card.shards)} shards of {card.dtype} [{card.embed_dim}]{bad}: {a.out}")

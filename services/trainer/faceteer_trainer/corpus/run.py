@@ -42,7 +42,7 @@ class EmbedSettings:
     ray: str | None = None
 
 
-def embed_pictures(images: str, out: Path, settings: EmbedSettings) -> CorpusCard:
+def embed_corpus(images: str, out: Path, settings: EmbedSettings) -> CorpusCard:
     """Embeds what `images` names into `out`, or goes on where an earlier run stopped.
 
     Raises:

@@ -1,9 +1,9 @@
-"""A made-up corpus of any size: sparse mixtures of a known dictionary, so that what a trainer finds can be judged.
+"""A synthetic corpus of any size: sparse mixtures of a known dictionary, so that what a trainer finds can be judged.
 
     embeds = acts @ dictionary + noise,     acts [rows, n_true] sparse, dictionary [n_true, d] of unit norm
 
-It knows nothing of encoders, pictures or SAEs. A block of rows depends only on the settings and its own number, so
-that any part can be made again, in any order, and a killed run goes on.
+A block of rows depends only on the settings and its own number, so that any part can be made again, in any order, and a
+killed run goes on.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Activations(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MadeUp:
+class SparseMixtures:
     """A corpus that is generated, block by block.
 
     Feature 0 is the commonest; the chance to fire falls by a factor of 1,000 to the last, evenly in its logarithm. It
@@ -76,14 +76,14 @@ class MadeUp:
 
     def __post_init__(self) -> None:
         if self.n_true < 16 or self.d < 1 or self.seed < 0:
-            raise JobError("a made-up corpus needs n_true >= 16, d >= 1 and seed >= 0")
+            raise JobError("a synthetic corpus needs n_true >= 16, d >= 1 and seed >= 0")
         if not 0 < self.mean_active <= self.n_true / 8:
             raise JobError(f"mean_active is {self.mean_active}; it must be above 0 and at most n_true / 8")
 
     @property
     def encoder_revision(self) -> str:
         """What stands for the encoder's revision: rows of other settings are refused by it."""
-        return f"made-up-{self.n_true}x{self.d}-{self.mean_active:g}-{self.seed}"
+        return f"synthetic-{self.n_true}x{self.d}-{self.mean_active:g}-{self.seed}"
 
     @cached_property
     def dictionary(self) -> npt.NDArray[np.float32]:
@@ -146,8 +146,43 @@ class MadeUp:
             yield self.block(first // BLOCK)[0][: rows - first], first
 
     def write(self, directory: Path | str, rows: int, dtype: str = "float16", *, shard_size: int = 8 * BLOCK) -> None:
-        """Write the first `rows` rows as an EmbeddingCorpus without pictures: see write_made_up."""
-        write_made_up(self, directory, rows, dtype, shard_size=shard_size)
+        """Write the first `rows` rows as a corpus that EmbeddingCorpus opens, without pictures; shards there are kept.
+
+        Args:
+            directory: made where it does not exist.
+            rows: how many; memory follows shard_size, not this.
+            dtype: float16 or float32.
+            shard_size: rows a shard, a multiple of 4,096.
+
+        Raises:
+            JobError: shard_size is no multiple of 4,096, the directory holds other shards, or the disk is full.
+        """
+        if shard_size % BLOCK or shard_size < BLOCK:
+            raise JobError(f"shard_size is {shard_size}; make it a multiple of {BLOCK}")
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        shards = [
+            Shard(shard_name(number), min(shard_size, rows - first))
+            for number, first in enumerate(range(0, rows, shard_size))
+        ]
+        embeds = np.empty((min(shard_size, rows), self.d), np.float32)
+        for number, shard in enumerate(shards):
+            path = directory / shard.embeds
+            if path.exists():
+                map_embeds(path, shard.rows, self.d, self.encoder_revision)
+                continue
+            for start in range(0, shard.rows, BLOCK):
+                wanted = min(BLOCK, shard.rows - start)
+                embeds[start : start + wanted] = self.block((number * shard_size + start) // BLOCK)[0][:wanted]
+            write_embeds(path, embeds[: shard.rows], dtype=dtype, encoder_revision=self.encoder_revision)
+        CorpusCard(
+            name=self.encoder_revision,
+            encoder_revision=self.encoder_revision,
+            embed_dim=self.d,
+            dtype=dtype,
+            shards=tuple(shards),
+            source=f"{rows} synthetic sparse mixtures of {self.n_true} known directions",
+        ).write(directory)
 
     def _rng(self, stream: int) -> np.random.Generator:
         # SFC64: numpy's quickest; streams are kept apart by the seed's hashing.
@@ -204,46 +239,3 @@ class MadeUp:
         cells.sort()
         rows, features = np.divmod(cells, self.n_true)
         return rows, features
-
-
-def write_made_up(
-    made_up: MadeUp, directory: Path | str, rows: int, dtype: str = "float16", *, shard_size: int = 8 * BLOCK
-) -> None:
-    """Write a made-up corpus that EmbeddingCorpus opens; shards that are there already are kept.
-
-    Args:
-        made_up: what to write.
-        directory: made where it does not exist.
-        rows: how many; memory follows shard_size, not this.
-        dtype: float16 or float32.
-        shard_size: rows a shard, a multiple of 4,096.
-
-    Raises:
-        JobError: shard_size is no multiple of 4,096, the directory holds shards of another corpus, or the disk is full.
-    """
-    if shard_size % BLOCK or shard_size < BLOCK:
-        raise JobError(f"shard_size is {shard_size}; make it a multiple of {BLOCK}")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    shards = [
-        Shard(shard_name(number), min(shard_size, rows - first))
-        for number, first in enumerate(range(0, rows, shard_size))
-    ]
-    embeds = np.empty((min(shard_size, rows), made_up.d), np.float32)
-    for number, shard in enumerate(shards):
-        path = directory / shard.embeds
-        if path.exists():
-            map_embeds(path, shard.rows, made_up.d, made_up.encoder_revision)
-            continue
-        for start in range(0, shard.rows, BLOCK):
-            wanted = min(BLOCK, shard.rows - start)
-            embeds[start : start + wanted] = made_up.block((number * shard_size + start) // BLOCK)[0][:wanted]
-        write_embeds(path, embeds[: shard.rows], dtype=dtype, encoder_revision=made_up.encoder_revision)
-    CorpusCard(
-        name=made_up.encoder_revision,
-        encoder_revision=made_up.encoder_revision,
-        embed_dim=made_up.d,
-        dtype=dtype,
-        shards=tuple(shards),
-        source=f"{rows} made-up sparse mixtures of {made_up.n_true} known directions",
-    ).write(directory)

@@ -1,4 +1,4 @@
-"""The made-up corpus: its truth is what its documentation says, and any part of it can be made again."""
+"""The synthetic corpus: its truth is what its documentation says, and any part of it can be made again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faceteer_postcards.made_up import BLOCK, MadeUp, write_made_up
+from faceteer_postcards.synthetic import BLOCK, SparseMixtures
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 
-SMALL = MadeUp(n_true=128, d=48, mean_active=6, seed=3)
+SMALL = SparseMixtures(n_true=128, d=48, mean_active=6, seed=3)
 
 
 def test_rows_are_the_true_activations_times_the_dictionary_plus_a_little_noise() -> None:
@@ -43,14 +43,14 @@ def test_rivals_never_fire_together_and_followers_never_alone() -> None:
 
 
 def test_a_block_depends_on_the_settings_and_its_number_alone() -> None:
-    again = MadeUp(n_true=128, d=48, mean_active=6, seed=3)
+    again = SparseMixtures(n_true=128, d=48, mean_active=6, seed=3)
     np.testing.assert_array_equal(again.block(2)[0], SMALL.block(2)[0])
     assert not np.array_equal(SMALL.block(2)[0], SMALL.block(3)[0])
-    assert not np.array_equal(SMALL.block(2)[0], MadeUp(128, 48, 6, seed=4).block(2)[0])
+    assert not np.array_equal(SMALL.block(2)[0], SparseMixtures(128, 48, 6, seed=4).block(2)[0])
 
 
 def test_a_written_corpus_reads_back_and_an_interrupted_one_goes_on(tmp_path: Path) -> None:
-    write_made_up(SMALL, tmp_path, 10_000, "float32", shard_size=BLOCK)
+    SMALL.write(tmp_path, 10_000, "float32", shard_size=BLOCK)
     corpus = EmbeddingCorpus.open(tmp_path, encoder_revision=SMALL.encoder_revision)
     assert len(corpus) == 10_000
     assert not corpus.has_pictures
@@ -62,16 +62,16 @@ def test_a_written_corpus_reads_back_and_an_interrupted_one_goes_on(tmp_path: Pa
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_the_folder_of_another_made_up_corpus_is_refused(tmp_path: Path) -> None:
-    write_made_up(SMALL, tmp_path, 100)
-    with pytest.raises(JobError, match="made-up-128x48-6-3, but the corpus is of made-up-128x48-6-4"):
-        write_made_up(MadeUp(128, 48, 6, seed=4), tmp_path, 100)
+def test_the_folder_of_another_synthetic_corpus_is_refused(tmp_path: Path) -> None:
+    SMALL.write(tmp_path, 100)
+    with pytest.raises(JobError, match="synthetic-128x48-6-3, but the corpus is of synthetic-128x48-6-4"):
+        SparseMixtures(128, 48, 6, seed=4).write(tmp_path, 100)
 
 
 @pytest.mark.parametrize("settings", [(8, 4, 1), (64, 4, 9), (64, 0, 1)])
 def test_settings_that_make_no_corpus_are_refused(settings: tuple[int, int, float]) -> None:
     with pytest.raises(JobError):
-        MadeUp(*settings)
+        SparseMixtures(*settings)
 
 
 def _rows_from_blocks() -> np.ndarray:
