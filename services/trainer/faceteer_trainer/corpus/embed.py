@@ -169,8 +169,9 @@ class Embedder:
                 "thumbnail": pa.array(thumbnails, pa.binary()),
             }
         )
-        with job_file(directory / pictures_name(task.number)) as part:
-            pq.write_table(table, part, row_group_size=_ROW_GROUP, compression="zstd")
+        # Through a file of Python's: pyarrow's own would word a full disk in its own way.
+        with job_file(directory / pictures_name(task.number)) as part, part.open("wb") as file:
+            pq.write_table(table, file, row_group_size=_ROW_GROUP, compression="zstd")
         values = np.stack(embeds) if embeds else np.empty((0, self.embed_dim), np.float32)
         write_embeds(directory / shard_name(task.number), values, dtype=self._dtype, encoder_revision=self.revision)
         return Made(len(values), len(bad))
