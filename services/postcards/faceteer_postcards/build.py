@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,11 +41,15 @@ class Preset:
     corpus: int = 60_000
     held_out: int = 8_000
     library: int = 24_000
-    clip: Budget = field(default_factory=lambda: Budget(minutes=16.5))
-    movq: Budget = field(default_factory=lambda: Budget(minutes=17))
-    sharpen: Budget = field(default_factory=lambda: Budget(minutes=14))
-    unet: Budget = field(default_factory=lambda: Budget(minutes=66))
-    sae: Budget = field(default_factory=lambda: Budget(steps=3000))
+    budgets: Mapping[str, Budget] = field(
+        default_factory=lambda: {
+            "clip": Budget(minutes=16.5),
+            "movq": Budget(minutes=17),
+            "sharpen": Budget(minutes=14),
+            "unet": Budget(minutes=66),
+            "sae": Budget(steps=3000),
+        }
+    )
     clip_settings: ClipSettings = field(default_factory=ClipSettings)
     movq_settings: MovqSettings = field(default_factory=MovqSettings)
     unet_settings: UnetSettings = field(default_factory=UnetSettings)
@@ -56,7 +61,8 @@ PRESETS = {
     # For tests: every step in a few seconds; nothing it makes is any good.
     "trial": Preset(
         corpus=256, held_out=64, library=256,
-        clip=Budget(steps=4), movq=Budget(steps=3), sharpen=Budget(steps=2), unet=Budget(steps=3), sae=Budget(steps=60),
+        budgets={"clip": Budget(steps=4), "movq": Budget(steps=3), "sharpen": Budget(steps=2), "unet": Budget(steps=3),
+                 "sae": Budget(steps=60)},
         clip_settings=ClipSettings(embed_dim=32, vision_width=16, vision_layers=(1, 1, 1, 1), text_width=32,
                                    batch=16, full_captions=8, short_captions=8),
         movq_settings=MovqSettings(channels=(32, 32, 32), latent_channels=4, batch=2),
@@ -91,8 +97,8 @@ class Workshop:
         """Train the encoder, then embed the corpus."""
         encoder = self.work / "clip" / "encoder"
         if not (encoder / "open_clip_model.safetensors").exists():
-            train_clip(self.corpus, self.held_out, self.work / "clip", self.preset.clip, self.preset.clip_settings,
-                       self.seed, self.device)  # fmt: skip
+            budget, settings = self.preset.budgets["clip"], self.preset.clip_settings
+            train_clip(self.corpus, self.held_out, self.work / "clip", budget, settings, self.seed, self.device)
         if not (self.work / "embeds.safetensors").exists():
             model, _ = load_encoder(encoder)
             model.to(self.device)
@@ -106,8 +112,9 @@ class Workshop:
         """Train the picture autoencoder, then encode the corpus."""
         final = self.work / "movq" / "final"
         if not final.exists():
-            model = train_movq(self.corpus.pictures, self.held_out.pictures, self.work / "movq", self.preset.movq,
-                               self.preset.movq_settings, self.seed, self.device)  # fmt: skip
+            pictures, held_out = self.corpus.pictures, self.held_out.pictures
+            budget, settings = self.preset.budgets["movq"], self.preset.movq_settings
+            model = train_movq(pictures, held_out, self.work / "movq", budget, settings, self.seed, self.device)
             model.save_pretrained(final)
         if not (self.work / "latents.safetensors").exists():
             model = VQModel.from_pretrained(final).to(self.device)
@@ -121,8 +128,9 @@ class Workshop:
 
     def unet(self) -> Path:
         """Train the decoder; needs `clip` and `movq`."""
-        train_unet(self._decoder_data(), self.work / "unet", self.preset.unet, self.preset.unet_settings, self.seed,
-                   self.device, self.trainers)  # fmt: skip
+        budget, settings = self.preset.budgets["unet"], self.preset.unet_settings
+        data, out = self._decoder_data(), self.work / "unet"
+        train_unet(data, out, budget, settings, self.seed, self.device, self.trainers)
         return self.work / "unet"
 
     def sharpen(self) -> Path:
@@ -132,14 +140,14 @@ class Workshop:
             model = VQModel.from_pretrained(self.work / "movq" / "final")
             latents = load_file(self.work / "latents.safetensors")["latents"]
             sharpen_decoder(model, self.corpus.pictures, latents, self.held_out.pictures, self.work / "movq",
-                            self.preset.sharpen, self.seed, self.device).save_pretrained(sharp)  # fmt: skip
+                            self.preset.budgets["sharpen"], self.seed, self.device).save_pretrained(sharp)  # fmt: skip
         return sharp
 
     def sae(self) -> Path:
         """Train the sparse autoencoder and measure its features on the corpus; needs `clip`."""
         out = self.work / "sae"
         embeds = load_file(self.work / "embeds.safetensors")["train"]
-        model = train_sae(embeds, out, self.preset.sae, self.preset.sae_settings, self.seed)
+        model = train_sae(embeds, out, self.preset.budgets["sae"], self.preset.sae_settings, self.seed)
         save_sae(model, out / "part", {})
         model = load_sae(out / "part")  # measure what is shipped: float16 weights
         with torch.no_grad():
@@ -216,7 +224,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.minutes is not None:
         if arguments.step not in STEPS:
             raise JobError(f"--minutes is one step's budget; {arguments.step} has none of its own")
-        preset = replace(preset, **{arguments.step: Budget(minutes=arguments.minutes)})
+        budgets = {**preset.budgets, arguments.step: Budget(minutes=arguments.minutes)}
+        preset = replace(preset, budgets=budgets)
     if arguments.step in _WHOLE and arguments.out is None:
         raise JobError(f"{arguments.step} needs --out")
     workshop = Workshop(arguments.work, preset, arguments.seed, arguments.device, arguments.workers)

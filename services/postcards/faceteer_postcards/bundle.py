@@ -49,7 +49,8 @@ def negative_embeds(encoder: open_clip.CLIP) -> torch.Tensor:
     size = encoder.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     device = next(encoder.parameters()).device
-    return encoder.encode_image(torch.zeros(1, 3, height, width, device=device)).float().cpu()
+    embeds: torch.Tensor = encoder.encode_image(torch.zeros(1, 3, height, width, device=device))
+    return embeds.float().cpu()
 
 
 def write_generator(unet: UNet2DConditionModel, movq: VQModel, negative: torch.Tensor, directory: Path) -> None:

@@ -124,7 +124,7 @@ def value_claims() -> npt.NDArray[np.int8]:
 def is_true(claims: npt.NDArray[np.int8], codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Which captions [t, 8] are true of which scenes [n, 8]: bool [n, t]."""
     matches = (claims[None] == codes.astype(np.int8)[:, None]) | (claims[None] == UNNAMED)
-    return matches.all(-1)
+    return np.asarray(matches.all(-1))
 
 
 def word_counts(samples: int = 4000, seed: int = 0) -> Counter[str]:
@@ -145,7 +145,7 @@ def byte_pair_merges(words: Counter[str]) -> list[tuple[str, str]]:
     for word in sorted(words):
         letters = [mapping[byte] for byte in word.encode()]
         pieces[word] = [*letters[:-1], letters[-1] + "</w>"]
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():

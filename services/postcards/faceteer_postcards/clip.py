@@ -122,7 +122,8 @@ def value_gram(norm: float) -> torch.Tensor:
     sizes = [len(values) for values in FACTORS.values()]
     squared_side = norm**2 / sum((k - 1) / (2 * k) for k in sizes)
     blocks = [squared_side / 2 * (torch.eye(k) - 1 / k) for k in sizes]
-    return torch.block_diag(*blocks)
+    gram: torch.Tensor = torch.block_diag(*blocks)
+    return gram
 
 
 def geometry_loss(texts: torch.Tensor, norm: float) -> torch.Tensor:
@@ -167,7 +168,7 @@ def clip_loss(
 
 
 @torch.no_grad()
-def embed_pictures(model: nn.Module, pictures: npt.NDArray[np.uint8], batch: int = 128) -> torch.Tensor:
+def embed_pictures(model: open_clip.CLIP, pictures: npt.NDArray[np.uint8], batch: int = 128) -> torch.Tensor:
     """Raw image embeddings float32 [n, d] of uint8 pictures [n, 64, 64, 3]."""
     device = next(model.parameters()).device
     parts = [
@@ -178,7 +179,7 @@ def embed_pictures(model: nn.Module, pictures: npt.NDArray[np.uint8], batch: int
 
 
 @torch.no_grad()
-def value_directions(model: nn.Module, tokenizer: SimpleTokenizer, draws: int = 8) -> torch.Tensor:
+def value_directions(model: open_clip.CLIP, tokenizer: SimpleTokenizer, draws: int = 8) -> torch.Tensor:
     """The mean unit text embedding of `draws` one-value captions for each value: [38, d]."""
     rng = np.random.default_rng(0)
     texts = [caption(claims, rng).text for _ in range(draws) for claims in value_claims()]

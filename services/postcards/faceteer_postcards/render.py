@@ -53,10 +53,10 @@ def _background(time: str, ground: str, outlined: bool, variant: int) -> Pixels:
     pixels[: HORIZON * k] = np.asarray(top, np.float32) * (1 - share) + np.asarray(low, np.float32) * share
     image = Image.fromarray(pixels.round().astype(np.uint8))
     draw = ImageDraw.Draw(image)
-    rim = {"outline": INK, "width": 5} if outlined else {}
 
     def disc(x: float, y: float, radius: float, fill: RGB) -> None:
-        draw.ellipse(((x - radius) * k, (y - radius) * k, (x + radius) * k, (y + radius) * k), fill=fill, **rim)
+        corners = (x - radius) * k, (y - radius) * k, (x + radius) * k, (y + radius) * k
+        draw.ellipse(corners, fill, INK if outlined else None, 5)
 
     if time == "night":
         for x, y in _STARS:

@@ -145,4 +145,4 @@ def sprite(subject: str, colour: str, size: int, outlined: bool, lit: bool) -> t
         np.asarray(Image.fromarray(premultiplied[..., c]).resize((size, size), Image.Resampling.BOX)) for c in range(4)
     ]
     pixels = np.stack(channels, axis=-1)
-    return pixels[..., :3], pixels[..., 3:] / 255.0
+    return np.asarray(pixels[..., :3]), np.asarray(pixels[..., 3:] / 255.0)

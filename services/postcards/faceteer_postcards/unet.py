@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_generator
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def train_unet(
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        mp.spawn(_train, (workers, port, *arguments), nprocs=workers)
+        spawn(_train, (workers, port, *arguments), nprocs=workers)
     return load_averaged(directory, data, settings)
 
 
@@ -234,4 +234,4 @@ def generate(
 
 def split_seeds(seed: int, count: int) -> list[int]:
     """A noise seed for each of `count` pictures."""
-    return np.random.default_rng(seed).integers(0, 2**31, count).tolist()
+    return [int(drawn) for drawn in np.random.default_rng(seed).integers(0, 2**31, count)]

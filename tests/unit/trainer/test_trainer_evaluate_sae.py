@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from faceteer_postcards.evaluation.metrics import monosemanticity
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.writing import write_rows
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, write_embeds
-from faceteer_trainer.metrics import monosemanticity
 from faceteer_trainer.sae import comparison
 from faceteer_trainer.sae.comparison import Evaluation, ServedSae, evaluate
 from safetensors.torch import save_file

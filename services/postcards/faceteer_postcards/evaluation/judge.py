@@ -47,7 +47,8 @@ class Judge(nn.Module):
 
     def describe(self, images: torch.Tensor) -> torch.Tensor:
         """The layer below the heads [b, 256]."""
-        return F.relu(self.features(self.trunk(images).flatten(1)))
+        described: torch.Tensor = self.features(self.trunk(images).flatten(1))
+        return described.relu()
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         described = self.describe(images)

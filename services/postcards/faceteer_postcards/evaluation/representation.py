@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from faceteer_trainer.metrics import auc, monosemanticity
+from faceteer_trainer.metrics import auc
 from faceteer_trainer.sae.train import explained_variance
 from torch import nn
 
 from faceteer_postcards.bundle import LoadedBundle
 from faceteer_postcards.clip import value_directions, zero_shot
 from faceteer_postcards.evaluation.judge import Judge
+from faceteer_postcards.evaluation.metrics import monosemanticity
 from faceteer_postcards.movq import to_tensor
 from faceteer_postcards.world import FACTOR_NAMES, FACTORS, VALUES
 

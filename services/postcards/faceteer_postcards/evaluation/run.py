@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from faceteer_trainer.metrics import Share, share_of
 from faceteer_trainer.training import Budget
 
 from faceteer_postcards.bundle import LoadedBundle, load_bundle
 from faceteer_postcards.clip import embed_pictures
 from faceteer_postcards.corpus import Corpus, draw_corpus
 from faceteer_postcards.evaluation.judge import Judge, accuracy_by_factor, judge_pictures, train_judge
+from faceteer_postcards.evaluation.metrics import Share, share_of
 from faceteer_postcards.evaluation.painter import Painter
 from faceteer_postcards.evaluation.report import draw_grid, targets, write_report
 from faceteer_postcards.evaluation.representation import (

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from faceteer_trainer.metrics import Share, share_of
 
 from faceteer_postcards.bundle import LoadedBundle
 from faceteer_postcards.clip import embed_pictures
 from faceteer_postcards.evaluation.editing import Edit, apply_edits, transfer
 from faceteer_postcards.evaluation.judge import Judge, judge_pictures
+from faceteer_postcards.evaluation.metrics import Share, share_of
 from faceteer_postcards.evaluation.painter import Painter
 from faceteer_postcards.evaluation.representation import Embedded, ValueFeature
 from faceteer_postcards.render import render
@@ -123,7 +123,8 @@ class Steering:
             moved = self._edit(rows, [Edit(value.feature, scaled, switch=True)]) - embeds
             others = [f for f in self.common if f != value.feature]
             picked = torch.tensor(self.rng.choice(others, len(rows)))
-            return embeds + moved.norm(dim=-1, keepdim=True) * self.bundle.sae.W_dec[picked]
+            length: torch.Tensor = moved.norm(dim=-1, keepdim=True)
+            return embeds + length * self.bundle.sae.W_dec[picked]
         if arm == "means":
             index, code = FACTOR_NAMES.index(value.factor), FACTORS[value.factor].index(value.value)
             now = torch.stack([self.means[index, int(c)] for c in self.pool.codes[rows, index]])

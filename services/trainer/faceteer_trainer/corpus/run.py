@@ -11,9 +11,10 @@ from pathlib import Path
 
 from faceteer_trainer.corpus import ray_workers
 from faceteer_trainer.corpus.embed import Embedder, EmbedderSettings, Made, bad_name, pictures_name
+from faceteer_trainer.corpus.pictures import Source
 from faceteer_trainer.corpus.plan import SETTINGS, Fixed, Plan
 from faceteer_trainer.corpus.shards import CARD, CorpusCard, Shard, shard_name
-from faceteer_trainer.corpus.sources import Source, open_source
+from faceteer_trainer.corpus.sources import open_source
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import job_file, locked
 from faceteer_trainer.progress import Progress

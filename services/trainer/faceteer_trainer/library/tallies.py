@@ -57,7 +57,7 @@ class Spread:
             part = slice(start, start + 4096)
             position = (np.cumsum(self._bins[part], axis=1, dtype=np.int64) < rank[part, None]).sum(axis=1)
             found[part] = self._lowest * _RATIO ** (position + 0.5)
-        return np.where(self.count > 0, np.minimum(found, self.max), 0).astype(np.float32)
+        return np.asarray(np.where(self.count > 0, np.minimum(found, self.max), 0), np.float32)
 
     def rank(self, features: npt.NDArray[np.integer], values: Floats) -> Floats:
         """The share, 0 to 1, of a feature's firing pictures on which it is weaker than this, to within a bin."""
@@ -69,7 +69,7 @@ class Spread:
             at = bins[part]
             here = np.take_along_axis(cumulative, at[:, None], 1)[:, 0]
             below[part] = here - self._bins[features[part], at] / 2
-        return (below / np.maximum(self.count[features], 1)).astype(np.float32)
+        return np.asarray(below / np.maximum(self.count[features], 1), np.float32)
 
     def histogram(self, feature: int, bins: int) -> tuple[Floats, Ints]:
         """Upper edges and counts of bins of equal width from 0 to the feature's max; bin borders within 1 %."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from faceteer_postcards.evaluation.metrics import Share, monosemanticity, share_of, wilson
 from faceteer_postcards.evaluation.steering import Trial, kept_factors
-from faceteer_trainer.metrics import Share, auc, monosemanticity, share_of, wilson
+from faceteer_trainer.metrics import auc
 from faceteer_trainer.sae.statistics import find_rivals, measure_features
 from faceteer_trainer.sae.train import explained_variance
 
