@@ -58,9 +58,9 @@ class Judge(nn.Module):
 def _roughen(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Half of the pictures with a slight blur, half with slight noise (both for a quarter)."""
     count = len(images)
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    strength, chosen = torch.rand(2, 2, count, 1, 1, 1, generator=generator)
-    share, noise = strength * (chosen < 0.5) * torch.tensor([0.8, 0.12]).view(2, 1, 1, 1, 1)
+    blurred: torch.Tensor = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    strength, chosen = torch.rand(2, 2, count, 1, 1, 1, generator=generator).unbind()
+    share, noise = (strength * (chosen < 0.5) * torch.tensor([0.8, 0.12]).view(2, 1, 1, 1, 1)).unbind()
     return images + share * (blurred - images) + noise * torch.randn(images.shape, generator=generator)
 
 
