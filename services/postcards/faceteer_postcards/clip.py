@@ -24,14 +24,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from faceteer_postcards.captions import (
-    CONTEXT_LENGTH,
-    caption,
-    describe,
-    is_true,
-    value_claims,
-    write_vocabulary,
-)
+from faceteer_postcards.captions import CONTEXT_LENGTH, caption, describe, is_true, value_claims, write_vocabulary
 from faceteer_postcards.corpus import Corpus
 from faceteer_postcards.movq import to_tensor
 from faceteer_postcards.world import FACTOR_NAMES, FACTORS, VALUES

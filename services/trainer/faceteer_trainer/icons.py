@@ -84,10 +84,7 @@ def address(settings: IconSettings, generator_revision: str, sae_revision: str, 
 
 
 def draw_icons(
-    denoiser: Denoiser,
-    sae: SparseAutoencoder,
-    features: Sequence[tuple[int, float, Floats]],
-    settings: IconSettings,
+    denoiser: Denoiser, sae: SparseAutoencoder, features: Sequence[tuple[int, float, Floats]], settings: IconSettings
 ) -> Iterator[tuple[int, bytes]]:
     """(feature, WebP strip) for each (feature, p99, template), a batch at a time.
 

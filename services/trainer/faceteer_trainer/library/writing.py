@@ -18,14 +18,7 @@ from faceteer_sae.model import SparseAutoencoder
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.library.activations import ActivationStore
-from faceteer_trainer.library.measure import (
-    BuildSettings,
-    CorpusStatistics,
-    Floats,
-    Ints,
-    Report,
-    find_coactivating,
-)
+from faceteer_trainer.library.measure import BuildSettings, CorpusStatistics, Floats, Ints, Report, find_coactivating
 from faceteer_trainer.library.related import nearest
 from faceteer_trainer.library.templates import plainest
 
