@@ -1,4 +1,4 @@
-"""Pictures of any kind to the bytes that travel, and the bytes that come back to PIL images."""
+"""Pictures of any kind to the bytes that travel (files as they are: the server says what it reads), and back to PIL."""
 
 from __future__ import annotations
 

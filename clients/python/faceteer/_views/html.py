@@ -1,4 +1,7 @@
-"""HTML that stands by itself: escaped text, pictures as data URLs within a budget, one style throughout."""
+"""HTML that stands by itself: escaped text, pictures as data URLs within a budget, one style throughout.
+
+No script, no request: a view works in any notebook, on light and on dark, and offline.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import faceteer
@@ -16,22 +16,13 @@ def feature_key(word: str) -> int | str:
     return int(word.lstrip("#")) if re.fullmatch(r"#?\d+", word.strip()) else word
 
 
-def edits_of(
-    *,
-    set: Iterable[str],
-    add: Iterable[str],
-    scale: Iterable[str],
-    ablate: Iterable[str],
-    switch: Iterable[str],
-    unit: str,
-) -> list[faceteer.FeatureEdit]:
-    """FeatureEdits of ``--set night=1 --ablate snow`` and the like. Raises InvalidArgumentError."""
+def edits_of(words: Mapping[str, Iterable[str]], unit: str) -> list[faceteer.FeatureEdit]:
+    """FeatureEdits of ``--set night=1 --ablate snow`` and the like, by operation. Raises InvalidArgumentError."""
     edits = []
-    for option, words in (("set", set), ("add", add), ("scale", scale), ("switch", switch)):
-        for word in words:
-            name, value = _assignment(option, word)
-            edits.append(_edit(option, name, value, "scaled" if option == "scale" else unit))
-    edits += [_edit("ablate", word, 0.0, "scaled") for word in ablate]
+    for option, each in words.items():
+        for word in each:
+            name, value = (word, 0.0) if option == "ablate" else _assignment(option, word)
+            edits.append(_edit(option, name, value, "scaled" if option in ("scale", "ablate") else unit))
     return edits
 
 

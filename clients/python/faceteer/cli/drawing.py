@@ -2,70 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 import faceteer
 from faceteer._models.values import check_strength
-from faceteer.cli import arguments, output, show
+from faceteer.cli import arguments, options, output, show
 
 
+@dataclass
 class Drawing:
     """The files and settings of one command; ``draw`` does what they say."""
 
-    def __init__(
-        self,
-        out: Path | None,
-        save_recipe: Path | None,
-        save_html: Path | None,
-        *,
-        seed: int | None,
-        steps: int | None,
-        guidance: float | None,
-        size: str | None,
-        scheduler: str | None,
-        keep_layout: str | None = None,
-        strength: float | None = None,
-        replays: bool = False,
-    ) -> None:
-        self._out, self._save_recipe, self._save_html = out, save_recipe, save_html
-        self._format = arguments.output_format(out) if out is not None else ""
-        if save_recipe is not None:
-            arguments.check_writable(save_recipe)
-        arguments.check_page(save_html)
-        self._settings: dict[str, Any] = {
-            "seed": seed,
-            "steps": steps,
-            "guidance_scale": guidance,
-            "size": arguments.size_of(size),
-            "scheduler": scheduler,
-            "keep_layout": keep_layout,
-            "strength": strength,
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Draw into this file: .png, .webp or .jpg.")] = None
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed draws the same picture.")] = None
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Classifier-free guidance.")] = None
+    size: Annotated[str | None, typer.Option("--size", help="Pixels, or WIDTHxHEIGHT.")] = None
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help="ddpm, ddim, dpm_solver_pp or lcm.")] = None
+    save_recipe: Annotated[Path | None, typer.Option("--save-recipe", help="Write the edit as a recipe (JSON).")] = None
+    save_html: options.SaveHtml = None
+
+    def __post_init__(self) -> None:
+        self._format = arguments.output_format(self.out) if self.out is not None else ""
+        if self.save_recipe is not None:
+            arguments.check_writable(self.save_recipe)
+        arguments.check_page(self.save_html)
+        self._settings = self.settings()
+        self.check(faceteer.Settings.of(**self._settings))
+
+    def settings(self) -> dict[str, Any]:
+        """What the SDK is to draw with."""
+        return {
+            "seed": self.seed,
+            "steps": self.steps,
+            "guidance_scale": self.guidance,
+            "size": arguments.size_of(self.size),
+            "scheduler": self.scheduler,
         }
-        settings = faceteer.Settings.of(**self._settings)
-        if not replays:  # a recipe may say by which method
-            check_strength(settings)
+
+    def check(self, settings: faceteer.Settings) -> None:
+        """Raises InvalidArgumentError for settings that do not go together."""
+        check_strength(settings)
 
     def draw(self, edit: faceteer.Edit, name: str, *, json: bool) -> None:
         """Draws when a file was named, shows the report, writes what was asked for."""
         answer: dict[str, Any] = {"output": None, "seed": None}
         wrote = []
         recipe: faceteer.Recipe | None = None
-        if self._out is not None:
+        if self.out is not None:
             picture = edit.render(progress=True, **self._settings)
-            output.write_picture(picture, self._out, self._format)
-            answer |= {"output": str(self._out), "seed": picture.info["seed"]}
+            output.write_picture(picture, self.out, self._format)
+            answer |= {"output": str(self.out), "seed": picture.info["seed"]}
             answer |= {"width": picture.width, "height": picture.height}
-            wrote.append(f"{self._out} ({picture.width}x{picture.height}, seed {picture.info['seed']})")
+            wrote.append(f"{self.out} ({picture.width}x{picture.height}, seed {picture.info['seed']})")
             recipe = edit.recipe()
-        elif json or self._save_recipe is not None:
+        elif json or self.save_recipe is not None:
             recipe = edit.recipe(**self._settings)
         report = edit.report()
-        if self._save_recipe is not None and recipe is not None:
-            recipe.save(self._save_recipe)
-            wrote.append(str(self._save_recipe))
-        if self._save_html is not None:
-            wrote.append(str(edit.save_html(self._save_html)))
+        if self.save_recipe is not None and recipe is not None:
+            recipe.save(self.save_recipe)
+            wrote.append(str(self.save_recipe))
+        if self.save_html is not None:
+            wrote.append(str(edit.save_html(self.save_html)))
         if json:
             assert recipe is not None
             answer |= {**report.to_dict(), "recipe": recipe.to_dict(), "recipe_hash": recipe.hash}
@@ -75,7 +77,35 @@ class Drawing:
             return
         to = show.console()
         show.report(to, name, report)
-        for each in wrote:
-            to.print(f"  wrote {each}")
-        if self._out is None:
+        show.wrote(to, *wrote)
+        if self.out is None:
             to.print("  nothing drawn: name a file with -o", style="dim")
+
+
+@dataclass
+class PhotoDrawing(Drawing):
+    """The same for a picture's file, whose layout can be kept."""
+
+    keep_layout: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-layout",
+            metavar="METHOD",
+            help="Keep the picture's layout: inversion (closest), image_to_image, or none whatever a recipe says.",
+        ),
+    ] = None
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="With image_to_image: how much is drawn anew, up to 1; 0.7.")
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """What the SDK is to draw with."""
+        return {**super().settings(), "keep_layout": self.keep_layout, "strength": self.strength}
+
+
+@dataclass
+class ReplayDrawing(PhotoDrawing):
+    """The same for a recipe, which may say by which method a strength is meant."""
+
+    def check(self, settings: faceteer.Settings) -> None:
+        """Nothing: the recipe is not known yet."""

@@ -9,7 +9,7 @@ import typer
 
 import faceteer
 from faceteer.cli import arguments, options, output, show
-from faceteer.cli.options import client_of, opened
+from faceteer.cli.options import Call, Filters, grouped, opened
 
 app = typer.Typer(help="What each feature means.", no_args_is_help=True)
 
@@ -17,8 +17,10 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="Features to show.")]
 
 
 @app.command("search")
+@grouped
 def search(
-    context: typer.Context,
+    call: Call,
+    filters: Filters,
     words: Annotated[
         list[str] | None, typer.Argument(help="Words of labels; the last may be incomplete.", show_default=False)
     ] = None,
@@ -29,21 +31,7 @@ def search(
         str | None, typer.Option("--like", metavar="FEATURE", help="Features like this one: a label or an index.")
     ] = None,
     limit: Limit = 20,
-    alive: options.Alive = None,
-    labelled: options.Labelled = None,
-    source: options.Source = None,
-    min_share: options.MinShare = None,
-    max_share: options.MaxShare = None,
-    min_detection: options.MinDetection = None,
-    max_detection: options.MaxDetection = None,
-    min_causal: options.MinCausal = None,
-    max_causal: options.MaxCausal = None,
-    disagree: options.Disagree = None,
-    include_class: options.IncludeClass = None,
     save_html: options.SaveHtml = None,
-    json: options.Json = False,
-    address: options.Address = None,
-    timeout: options.Timeout = None,
 ) -> None:
     """Find features by words, by a picture, or like another feature; best first."""
     query = " ".join(words or ()).strip()
@@ -52,33 +40,22 @@ def search(
             "search for one thing: WORDS, --picture FILE or --like FEATURE", field="words", description="one of three"
         )
     arguments.check_page(save_html)
-    filters = options.filters_of(
-        alive=alive,
-        labelled=labelled,
-        source=source,
-        min_share=min_share,
-        max_share=max_share,
-        min_detection=min_detection,
-        max_detection=max_detection,
-        min_causal=min_causal,
-        max_causal=max_causal,
-        disagree=disagree,
-        include_class=include_class,
-    )
-    with client_of(context, address, timeout) as client:
+    with call.client() as client:
         what: str | faceteer.Photo | faceteer.Feature = query
         if picture is not None:
             what, query = opened(client, picture), picture.name
         elif like is not None:
             what = client.features[arguments.feature_key(like)]
             query = f"like {what.name}"
-        found = client.features.search(what, limit=limit, **filters)
-        _show(found, query, save_html, total=found.total, json=json)
+        found = client.features.search(what, limit=limit, **filters.given())
+        _show(found, query, save_html, total=found.total, json=call.json)
 
 
 @app.command("list")
+@grouped
 def list_(
-    context: typer.Context,
+    call: Call,
+    filters: Filters,
     order: Annotated[
         str,
         typer.Option(
@@ -88,46 +65,26 @@ def list_(
         ),
     ] = "index",
     limit: Limit = 50,
-    alive: options.Alive = None,
-    labelled: options.Labelled = None,
-    source: options.Source = None,
-    min_share: options.MinShare = None,
-    max_share: options.MaxShare = None,
-    min_detection: options.MinDetection = None,
-    max_detection: options.MaxDetection = None,
-    min_causal: options.MinCausal = None,
-    max_causal: options.MaxCausal = None,
-    disagree: options.Disagree = None,
-    include_class: options.IncludeClass = None,
     save_html: options.SaveHtml = None,
-    json: options.Json = False,
-    address: options.Address = None,
-    timeout: options.Timeout = None,
 ) -> None:
     """List features by filter and order."""
     arguments.check_page(save_html)
-    filters = options.filters_of(
-        alive=alive,
-        labelled=labelled,
-        source=source,
-        min_share=min_share,
-        max_share=max_share,
-        min_detection=min_detection,
-        max_detection=max_detection,
-        min_causal=min_causal,
-        max_causal=max_causal,
-        disagree=disagree,
-        include_class=include_class,
-    )
-    with client_of(context, address, timeout) as client:
-        listed = client.features.list(order=order, limit=limit, **filters)  # type: ignore[arg-type]  # checked there
-        _show(faceteer.FeatureList(listed), f"features by {order.replace('_', ' ')}", save_html, total=None, json=json)
+    with call.client() as client:
+        listed = client.features.list(order=order, limit=limit, **filters.given())  # type: ignore[arg-type]  # checked there
+        _show(
+            faceteer.FeatureList(listed),
+            f"features by {order.replace('_', ' ')}",
+            save_html,
+            total=None,
+            json=call.json,
+        )
 
 
 @app.command("show")
+@grouped
 def show_(
-    context: typer.Context,
     feature: options.Feature,
+    call: Call,
     icon: Annotated[Path | None, typer.Option("--icon", help="Write a picture of what it causes here.")] = None,
     quantiles: Annotated[
         bool, typer.Option("--quantiles", help="Name pictures of each quantile of its activation, not the strongest.")
@@ -136,15 +93,12 @@ def show_(
         Path | None,
         typer.Option("--save-html", "--html", metavar="FILE", help="Also write a page with pictures: one .html file."),
     ] = None,
-    json: options.Json = False,
-    address: options.Address = None,
-    timeout: options.Timeout = None,
 ) -> None:
     """Show what a feature means and how it behaves."""
     format = arguments.output_format(icon) if icon is not None else ""
     arguments.check_page(save_html)
     wrote = []
-    with client_of(context, address, timeout) as client:
+    with call.client() as client:
         shown = client.features[arguments.feature_key(feature)]
         examples = shown.examples(12, selection="quantiles" if quantiles else "strongest")
         if icon is not None:
@@ -152,58 +106,53 @@ def show_(
             wrote.append(icon)
         if save_html is not None:
             wrote.append(shown.save_html(save_html))
-    if json:
+    if call.json:
         output.print_json({**shown.to_dict(), "examples": [_example_dict(example) for example in examples]})
         return
     show.feature(show.console(), shown, examples)
-    for path in wrote:
-        show.console().print(f"  wrote {path}")
+    show.wrote(show.console(), *wrote)
 
 
 @app.command("icon")
+@grouped
 def icon(
-    context: typer.Context,
     feature: options.Feature,
+    call: Call,
     out: Annotated[Path, typer.Option("-o", "--output", help="The file: .webp, .png or .jpg.", show_default=False)],
-    json: options.Json = False,
-    address: options.Address = None,
-    timeout: options.Timeout = None,
 ) -> None:
     """Write a picture of what turning a feature up causes. The server may have to draw it, which takes a while."""
     format = arguments.output_format(out)
-    with client_of(context, address, timeout) as client:
+    with call.client() as client:
         shown = client.features[arguments.feature_key(feature)]
         with show.console(stderr=True).status(f"the icon of {shown.name}"):
             strip = _write_icon(shown, out, format)
     strengths = ", ".join(f"{strength:g}" for strength in strip.strengths)
-    if json:
+    if call.json:
         output.print_json({"index": shown.index, "output": str(out), "strengths": list(strip.strengths)})
     else:
         show.console().print(f"  wrote {out} ({strip.image.width}x{strip.image.height}, strengths {strengths})")
 
 
 @app.command("label")
+@grouped
 def label(
-    context: typer.Context,
     feature: options.Feature,
+    call: Call,
     words: Annotated[
         str | None, typer.Argument(metavar="LABEL", help="What it means, in a few words.", show_default=False)
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Take the person's label back instead.")] = False,
     author: Annotated[str, typer.Option("--author", help="Who says so; recorded.")] = "",
-    json: options.Json = False,
-    address: options.Address = None,
-    timeout: options.Timeout = None,
 ) -> None:
     """Say what a feature means. A person's label wins over every automatic one."""
     if clear == bool((words or "").strip()):
         raise faceteer.InvalidArgumentError(
             "give a LABEL, or --clear to take one back", field="label", description="one of the two"
         )
-    with client_of(context, address, timeout) as client:
+    with call.client() as client:
         key = arguments.feature_key(feature)
         now = client.features.label(key, "" if clear else (words or "").strip(), author=author)
-    if json:
+    if call.json:
         output.print_json(now.to_dict())
     else:
         show.labelled(show.console(), now)
@@ -226,8 +175,7 @@ def _show(found: faceteer.FeatureList, query: str, save_html: Path | None, *, to
         output.print_json(answer if total is None else {**answer, "total": total})
         return
     show.features(show.console(), found, query)
-    if save_html is not None:
-        show.console().print(f"  wrote {save_html}")
+    show.wrote(show.console(), save_html)
 
 
 def _example_dict(example: faceteer.FeatureExample) -> dict[str, Any]:

@@ -1,128 +1,145 @@
-"""The commands' shared words: options by type and help text, and the client that they lead to."""
+"""Options that several commands share. A group of them is a dataclass; :func:`grouped` makes it one option a field."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import faceteer
-from faceteer.cli import show
+from faceteer.cli import arguments, show
 
-Address = Annotated[
-    str | None,
-    typer.Option("--address", help="The server, host:port; FACETEER_ADDRESS, else localhost:50050."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts on stdout, and nothing else.")]
-Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for each answer.")]
 Picture = Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, GIF, BMP or TIFF.", show_default=False)]
 Top = Annotated[int, typer.Option("--top", min=1, help="Features to show.")]
+Feature = Annotated[str, typer.Argument(help="A label or an index.", show_default=False)]
+Coverage = Annotated[float, typer.Option("--coverage", help="The share of the difference to carry.")]
 SaveHtml = Annotated[
     Path | None, typer.Option("--save-html", metavar="FILE", help="Also write a page with pictures: one .html file.")
 ]
-
-Out = Annotated[Path | None, typer.Option("-o", "--output", help="Draw into this file: .png, .webp or .jpg.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same picture.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Denoising steps.")]
-Guidance = Annotated[float | None, typer.Option("--guidance", help="Classifier-free guidance.")]
-Size = Annotated[str | None, typer.Option("--size", help="Pixels, or WIDTHxHEIGHT.")]
-Scheduler = Annotated[str | None, typer.Option("--scheduler", help="ddpm, ddim, dpm_solver_pp or lcm.")]
-KeepLayout = Annotated[
-    str | None,
-    typer.Option(
-        "--keep-layout",
-        metavar="METHOD",
-        help="Keep the picture's layout: inversion (closest), image_to_image, or none whatever a recipe says.",
-    ),
-]
-Strength = Annotated[
-    float | None, typer.Option("--strength", help="With image_to_image: how much is drawn anew, up to 1; 0.7.")
-]
-SaveRecipe = Annotated[Path | None, typer.Option("--save-recipe", help="Write the edit as a recipe (JSON).")]
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FEATURE=VALUE", help="Set a feature.")]
-Add = Annotated[list[str] | None, typer.Option("--add", metavar="FEATURE=VALUE", help="Turn it up by it.")]
-Scale = Annotated[list[str] | None, typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply it.")]
-Ablate = Annotated[list[str] | None, typer.Option("--ablate", metavar="FEATURE", help="Turn it off.")]
-Switch = Annotated[
-    list[str] | None, typer.Option("--switch", metavar="FEATURE=VALUE", help="Set it and turn its rivals off.")
-]
-Unit = Annotated[
-    str, typer.Option("--unit", help="scaled: 1 is the feature's 99th percentile; raw: the SAE's own units.")
-]
-
-Feature = Annotated[str, typer.Argument(help="A label or an index.", show_default=False)]
-Alive = Annotated[bool | None, typer.Option("--alive/--dead", help="Only features that ever fire, or never do.")]
-Labelled = Annotated[bool | None, typer.Option("--labelled/--unlabelled", help="Only with, or without, a label.")]
-Source = Annotated[
-    list[str] | None, typer.Option("--source", metavar="WHO", help="Labelled by: automatic, model or person.")
-]
-MinShare = Annotated[
-    float | None, typer.Option("--min-share", metavar="SHARE", help="Fires on at least this share of pictures, 0 to 1.")
-]
-MaxShare = Annotated[
-    float | None, typer.Option("--max-share", metavar="SHARE", help="Fires on at most this share of pictures.")
-]
-MinDetection = Annotated[
-    float | None, typer.Option("--min-detection", metavar="AUC", help="Its label tells where it fires this well.")
-]
-MaxDetection = Annotated[float | None, typer.Option("--max-detection", metavar="AUC", help="Not better than this.")]
-MinCausal = Annotated[
-    float | None, typer.Option("--min-causal", metavar="SCORE", help="Its label says what it causes this well.")
-]
-MaxCausal = Annotated[float | None, typer.Option("--max-causal", metavar="SCORE", help="Not better than this.")]
-Disagree = Annotated[
-    bool | None, typer.Option("--disagree/--agree", help="Only where the label's two scores disagree, or agree.")
-]
-IncludeClass = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--include-class",
-        metavar="CLASS",
-        help="Show a gated safety class too, 'all' for every one; FACETEER_ACCESS_KEY must allow it.",
-    ),
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts on stdout, and nothing else.")]
+Words = list[str] | None
 
 
-def filters_of(
-    *,
-    alive: bool | None,
-    labelled: bool | None,
-    source: list[str] | None,
-    min_share: float | None,
-    max_share: float | None,
-    min_detection: float | None,
-    max_detection: float | None,
-    min_causal: float | None,
-    max_causal: float | None,
-    disagree: bool | None,
-    include_class: list[str] | None,
-) -> faceteer.FeatureFilters:
-    """The SDK's filters from the options of a command. The SDK checks them."""
-    return {
-        "alive": alive,
-        "labelled": labelled,
-        "label_sources": source or None,  # type: ignore[typeddict-item]  # checked by the SDK
-        "min_firing_share": min_share,
-        "max_firing_share": max_share,
-        "min_detection_score": min_detection,
-        "max_detection_score": max_detection,
-        "min_causal_score": min_causal,
-        "max_causal_score": max_causal,
-        "scores_disagree": disagree,
-        "include_safety_classes": ["*" if name == "all" else name for name in include_class or ()] or None,
-    }
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads it: a parameter whose type is a dataclass becomes one for each of its fields."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        group = parameter.annotation
+        if not is_dataclass(group):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        assert isinstance(group, type)
+        groups[parameter.name] = group, [field.name for field in fields(group)]
+        hints = typing.get_type_hints(group, include_extras=True)
+        for name, option in inspect.signature(group).parameters.items():
+            parameters.append(option.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @functools.wraps(command)
+    def flat(**given: Any) -> None:
+        for name, (group, names) in groups.items():
+            given[name] = group(**{option: given.pop(option) for option in names})
+        command(**given)
+
+    vars(flat)["__signature__"] = inspect.Signature(parameters)
+    return flat
 
 
-@contextmanager
-def client_of(context: typer.Context, address: str | None, timeout: float | None) -> Iterator[faceteer.Client]:
-    """A client; the command's own --address wins over the one before the command."""
-    root = context.find_root().obj
-    with faceteer.connect(address if address is not None else root, timeout=timeout) as client:
-        yield client
+@dataclass
+class Call:
+    """The server to ask, and how to answer."""
+
+    context: typer.Context
+    json: Json = False
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="The server, host:port; FACETEER_ADDRESS, else localhost:50050."),
+    ] = None
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for each answer.")] = None
+
+    @contextmanager
+    def client(self) -> Iterator[faceteer.Client]:
+        """A client; the command's own --address wins over the one before the command."""
+        address = self.address if self.address is not None else self.context.find_root().obj
+        with faceteer.connect(address, timeout=self.timeout) as client:
+            yield client
+
+
+@dataclass
+class Edits:
+    """Edits of features, by label or index."""
+
+    set: Annotated[Words, typer.Option("--set", metavar="FEATURE=VALUE", help="Set a feature.")] = None
+    add: Annotated[Words, typer.Option("--add", metavar="FEATURE=VALUE", help="Turn it up by it.")] = None
+    scale: Annotated[Words, typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply it.")] = None
+    ablate: Annotated[Words, typer.Option("--ablate", metavar="FEATURE", help="Turn it off.")] = None
+    switch: Annotated[
+        Words, typer.Option("--switch", metavar="FEATURE=VALUE", help="Set it and turn its rivals off.")
+    ] = None
+    unit: Annotated[
+        str, typer.Option("--unit", help="scaled: 1 is the feature's 99th percentile; raw: the SAE's own units.")
+    ] = "scaled"
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) or () for name in ("set", "add", "scale", "switch", "ablate")}
+        self.features = arguments.edits_of(given, self.unit)
+
+
+@dataclass
+class Filters:
+    """The SDK's filters, which it checks itself."""
+
+    alive: Annotated[bool | None, typer.Option("--alive/--dead", help="Only features that ever fire, or never do.")] = (
+        None
+    )
+    labelled: Annotated[
+        bool | None, typer.Option("--labelled/--unlabelled", help="Only with, or without, a label.")
+    ] = None
+    label_sources: Annotated[
+        Words, typer.Option("--source", metavar="WHO", help="Labelled by: automatic, model or person.")
+    ] = None
+    min_firing_share: Annotated[
+        float | None,
+        typer.Option("--min-share", metavar="SHARE", help="Fires on at least this share of pictures, 0 to 1."),
+    ] = None
+    max_firing_share: Annotated[
+        float | None, typer.Option("--max-share", metavar="SHARE", help="Fires on at most this share of pictures.")
+    ] = None
+    min_detection_score: Annotated[
+        float | None, typer.Option("--min-detection", metavar="AUC", help="Its label tells where it fires this well.")
+    ] = None
+    max_detection_score: Annotated[
+        float | None, typer.Option("--max-detection", metavar="AUC", help="Not better than this.")
+    ] = None
+    min_causal_score: Annotated[
+        float | None, typer.Option("--min-causal", metavar="SCORE", help="Its label says what it causes this well.")
+    ] = None
+    max_causal_score: Annotated[
+        float | None, typer.Option("--max-causal", metavar="SCORE", help="Not better than this.")
+    ] = None
+    scores_disagree: Annotated[
+        bool | None, typer.Option("--disagree/--agree", help="Only where the label's two scores disagree, or agree.")
+    ] = None
+    include_safety_classes: Annotated[
+        Words,
+        typer.Option(
+            "--include-class",
+            metavar="CLASS",
+            help="Show a gated safety class too, 'all' for every one; FACETEER_ACCESS_KEY must allow it.",
+        ),
+    ] = None
+
+    def given(self) -> Any:
+        """As keyword arguments of a search or list."""
+        classes = ["*" if name == "all" else name for name in self.include_safety_classes or ()]
+        return {**vars(self), "label_sources": self.label_sources or None, "include_safety_classes": classes or None}
 
 
 def opened(client: faceteer.Client, image: Path) -> faceteer.Photo:

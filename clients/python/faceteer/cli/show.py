@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import faceteer
+from faceteer._models.features import SOURCES
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR = 16
@@ -41,6 +42,13 @@ def photo(to: Console, opened: faceteer.Photo, top: int) -> None:
     if opened.l0 > len(shown):
         to.print(Text(f"  … and {opened.l0 - len(shown)} weaker ones (--top)", "dim"))
     _warnings(to, opened.warnings)
+
+
+def wrote(to: Console, *paths: object) -> None:
+    """The files that a command wrote, None for none."""
+    for path in paths:
+        if path is not None:
+            to.print(f"  wrote {path}")
 
 
 def report(to: Console, name: str, result: faceteer.EditReport) -> None:
@@ -132,7 +140,7 @@ def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None
 def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.FeatureExample]) -> None:
     """One feature, whole."""
     statistics = shown.statistics
-    source = _SOURCES[shown.label_source]
+    source = SOURCES[shown.label_source]
     _title(to, shown.label or "unlabelled", f"feature #{shown.index} · {source}")
     if shown.terms:
         to.print(_indented(Text.assemble(("also ", "dim"), ", ".join(shown.terms))))
@@ -177,7 +185,7 @@ def labelled(to: Console, now: faceteer.Feature) -> None:
     """A feature after a person named it, or took the name back."""
     to.print(
         Text.assemble(
-            (f"  #{now.index} is ", "dim"), now.label or "unlabelled", (f", {_SOURCES[now.label_source]}", "dim")
+            (f"  #{now.index} is ", "dim"), now.label or "unlabelled", (f", {SOURCES[now.label_source]}", "dim")
         )
     )
 
@@ -238,14 +246,6 @@ def recipe(to: Console, name: str, shown: faceteer.Recipe) -> None:
     to.print(_indented(f"drawn with {settings or 'the defaults'}"))
     revisions = ", ".join(f"{part} {revision}" for part, revision in vars(shown.revisions).items() if revision)
     to.print(_indented(f"made for {revisions or 'any models'}"))
-
-
-_SOURCES = {
-    "": "no label",
-    "automatic": "labelled automatically",
-    "model": "labelled by a model",
-    "person": "labelled by a person",
-}
 
 
 def bar(share: float) -> str:
