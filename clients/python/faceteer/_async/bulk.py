@@ -13,7 +13,8 @@ from faceteer._async.connection import AsyncConnection, read_picture
 from faceteer._errors import DeadlineExceededError, FaceteerError, UnavailableError, UnreadableImageError, invalid
 from faceteer._models.pictures import picture_name
 from faceteer._models.tensors import to_array
-from faceteer._transport.aio import END, Stream, items_of, next_item, sleep, tell
+from faceteer._transport.aio import Stream, items_of, next_item, sleep, tell
+from faceteer._transport.calls import END
 from faceteer._transport.methods import STREAM_ENCODE_IMAGES
 from faceteer._transport.retries import Attempts
 from faceteer._transport.status import error_from_status

@@ -163,10 +163,7 @@ class FeatureFacts(Named):
 
     @classmethod
     def from_proto(
-        cls,
-        message: library_pb2.Feature,
-        detail: library_pb2.FeatureDetail | None = None,
-        score: float | None = None,
+        cls, message: library_pb2.Feature, detail: library_pb2.FeatureDetail | None = None, score: float | None = None
     ) -> FeatureFacts:
         """From the wire."""
         source = word(library_pb2.LabelSource, message.label_source)
@@ -174,11 +171,7 @@ class FeatureFacts(Named):
         if detail is not None and detail.histogram_edges:
             histogram = Histogram(tuple(detail.histogram_edges), tuple(detail.histogram_counts))
         statistics = copied(
-            FeatureStatistics,
-            message,
-            mean=message.mean_activation,
-            max=message.max_activation,
-            histogram=histogram,
+            FeatureStatistics, message, mean=message.mean_activation, max=message.max_activation, histogram=histogram
         )
         related: dict[str, tuple[RelatedFeature, ...]] = dict.fromkeys(("coactivating", "rivals", "nearest"), ())
         if detail is not None:
@@ -293,7 +286,5 @@ def feature_filter(filters: FeatureFilters) -> library_pb2.FeatureFilter:
         if name.startswith(("min_", "max_")):
             given[name] = float32(name, value)
     return library_pb2.FeatureFilter(
-        **given,
-        label_sources=sources,
-        include_safety_classes=[classes] if isinstance(classes, str) else list(classes),
+        **given, label_sources=sources, include_safety_classes=[classes] if isinstance(classes, str) else list(classes)
     )

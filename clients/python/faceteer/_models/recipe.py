@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -146,21 +146,11 @@ class Recipe:
             if labels and edit.label:
                 entry["label"] = edit.label
             edits.append(entry)
-        settings: dict[str, Any] = {}
+        settings = {name: value for name, value in vars(self.settings).items() if value not in (None, ())}
         if self.settings.seeds:
             settings["seeds"] = list(self.settings.seeds)
-        if self.settings.steps is not None:
-            settings["steps"] = self.settings.steps
-        if self.settings.guidance_scale is not None:
-            settings["guidance_scale"] = self.settings.guidance_scale
         if self.settings.size is not None:
-            settings["width"], settings["height"] = self.settings.size
-        if self.settings.scheduler is not None:
-            settings["scheduler"] = self.settings.scheduler
-        if self.settings.keep_layout is not None:
-            settings["keep_layout"] = self.settings.keep_layout
-        if self.settings.strength is not None:
-            settings["strength"] = self.settings.strength
+            settings["width"], settings["height"] = settings.pop("size")
         revisions = {part: getattr(self.revisions, part) for part in _PARTS if getattr(self.revisions, part)}
         recipe = {"format": FORMAT, "revisions": revisions, "edits": edits, "settings": settings}
         if labels and self.photo and self.settings.keep_layout is not None:
@@ -176,25 +166,18 @@ def _read(data: Any) -> Recipe:
     for part, revision in revisions.items():
         _typed(revision, str, f"revisions.{part}", "a string")
     edits = [_read_edit(entry, f"edits[{i}]") for i, entry in enumerate(_typed(top["edits"], list, "edits", "a list"))]
-    settings = _members(
-        top.get("settings", {}),
-        "settings",
-        optional=("seeds", "steps", "guidance_scale", "width", "height", "scheduler", "keep_layout", "strength"),
-    )
-    if ("width" in settings) != ("height" in settings):
-        raise _bad("settings", "width and height go together; give both or neither")
-    size = (settings["width"], settings["height"]) if "width" in settings else None
-    seeds = _typed(settings["seeds"], list, "settings.seeds", "a list") if "seeds" in settings else None
+    sides = ("width", "height")
+    names = [field.name for field in fields(Settings) if field.name != "size"]
+    settings = _members(top.get("settings", {}), "settings", optional=(*names, *sides))
+    given = {name: settings[name] for name in names if name in settings}
+    if "seeds" in given:
+        given["seeds"] = _typed(given["seeds"], list, "settings.seeds", "a list") or None
+    if any(side in settings for side in sides):
+        if not all(side in settings for side in sides):
+            raise _bad("settings", "width and height go together; give both or neither")
+        given["size"] = settings["width"], settings["height"]
     with _at("settings."):
-        drawn = Settings.of(
-            seeds=seeds or None,
-            steps=settings.get("steps"),
-            guidance_scale=settings.get("guidance_scale"),
-            size=size,
-            scheduler=settings.get("scheduler"),
-            keep_layout=settings.get("keep_layout"),
-            strength=settings.get("strength"),
-        )
+        drawn = Settings.of(**given)
         check_strength(drawn)
     with _at(""):
         return Recipe(

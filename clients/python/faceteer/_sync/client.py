@@ -4,51 +4,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from google.protobuf import wrappers_pb2
 
 from faceteer._errors import FaceteerError, UnknownFeatureError, invalid
 from faceteer._models.difference import Difference, FeatureDifference
 from faceteer._models.edits import FeatureEdit
-from faceteer._models.encoding import Decodable, FeatureEncoding, OnItemError, decode_items, encode_items
 from faceteer._models.photo import OpenedPhoto
 from faceteer._models.pictures import Picture, picture_name
 from faceteer._models.plan import EditPlan, Outcome
 from faceteer._models.report import EditReport
 from faceteer._models.server import HEALTH, SERVICES, ServerStatus
-from faceteer._models.tensors import to_array, to_tensor
+from faceteer._models.tensors import to_tensor
 from faceteer._models.values import Settings
-from faceteer._sync.bulk import Bulk, OnError
 from faceteer._sync.connection import Connection, read_picture
 from faceteer._sync.editing import Edit
+from faceteer._sync.encoding import Encoder
 from faceteer._sync.features import FeatureLibrary
 from faceteer._sync.photo import Photo
 from faceteer._transport.channels import Endpoint, TlsOption
-from faceteer._transport.methods import (
-    DECODE_FEATURES,
-    DIFF_FEATURES,
-    EMBED_PROMPT,
-    ENCODE_FEATURES,
-    ENCODE_TEXTS,
-    HEALTH_CHECK,
-    OPEN_IMAGE,
-    TRANSFER_FEATURES,
-    Method,
-)
+from faceteer._transport.methods import DIFF_FEATURES, EMBED_PROMPT, HEALTH_CHECK, OPEN_IMAGE, TRANSFER_FEATURES
 from faceteer._transport.retries import Attempts, Retries, Timeouts
-from faceteer._views.progress import Bar, ProgressOption
-from faceteer.v1 import encoder_pb2, generator_pb2, sae_pb2, studio_pb2, tensor_pb2
+from faceteer.v1 import generator_pb2, sae_pb2, studio_pb2
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-# Embeddings of a call, whatever the server's limit says: a bounded message.
-_MOST_ITEMS = 256
 
 
 def connect(
@@ -78,11 +62,8 @@ def connect(
     return Client(Connection(endpoint, Retries.of(retries), Timeouts.of(timeout)))
 
 
-class Client:
+class Client(Encoder):
     """One Faceteer server. Made by :func:`connect`; usable from several threads."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     @property
     def address(self) -> str:
@@ -232,147 +213,6 @@ class Client:
         plan = EditPlan.of(target, report.edits)
         return Edit(self._connection, replace(plan, coverage=answer.coverage, outcome=Outcome(report)))
 
-    def encode(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        batch_size: int = 32,
-        progress: ProgressOption = False,
-        on_error: OnError = "raise",
-        timeout: float | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """The embeddings of many pictures, float32 [n, d], in their order. Nothing but the embeddings is kept.
-
-        Args:
-            pictures: read as the server takes them, at most 2 * batch_size at a time.
-            batch_size: pictures that the server should have at hand at once.
-            progress: True shows a bar on a terminal's stderr; a function is called with (done, total or None).
-            on_error: "raise" the first error, with ``.index``; "skip" the row; "nan"; or a function of (index, error).
-            timeout: seconds for all of them; None (the default) only bounds how long an answer may take.
-        """
-        total = len(pictures) if isinstance(pictures, Sized) else None
-        bar = Bar(progress, "encoding", total)
-        bulk = Bulk(
-            self._connection,
-            pictures,
-            batch_size=batch_size,
-            bar=bar,
-            total=total,
-            on_error=on_error,
-            timeout=timeout,
-        )
-        return bulk.encode()
-
-    def encode_texts(self, texts: Sequence[str], *, timeout: float | None = None) -> npt.NDArray[np.float32]:
-        """The embeddings of texts in the pictures' space, float32 [n, d]. NotInBundleError without a text tower."""
-        if isinstance(texts, str):
-            raise invalid("texts", "one string; pass a list of strings")
-        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
-        facts = (self._connection.facts(attempts)).encoder
-        texts = list(texts)
-        results = self._connection.call_in_batches(
-            ENCODE_TEXTS,
-            texts,
-            lambda batch: encoder_pb2.EncodeTextsRequest(texts=batch),
-            facts.max_batch or len(texts) or 1,
-            attempts,
-        )
-        rows = [to_array(result.embedding.embeds) for result in results]
-        return np.stack(rows) if rows else np.empty((0, facts.embed_dim), np.float32)
-
-    @overload
-    def encode_features(
-        self,
-        embeds: Photo | npt.NDArray[Any] | Iterable[Photo | npt.NDArray[Any]],
-        *,
-        max_features: int = 0,
-        include_error: bool = False,
-        on_error: Literal["raise"] = "raise",
-        timeout: float | None = None,
-    ) -> list[FeatureEncoding]: ...
-    @overload
-    def encode_features(
-        self,
-        embeds: Photo | npt.NDArray[Any] | Iterable[Photo | npt.NDArray[Any]],
-        *,
-        max_features: int = 0,
-        include_error: bool = False,
-        on_error: Literal["return"],
-        timeout: float | None = None,
-    ) -> list[FeatureEncoding | FaceteerError]: ...
-    def encode_features(
-        self,
-        embeds: Photo | npt.NDArray[Any] | Iterable[Photo | npt.NDArray[Any]],
-        *,
-        max_features: int = 0,
-        include_error: bool = False,
-        on_error: OnItemError = "raise",
-        timeout: float | None = None,
-    ) -> Any:
-        """The features of embeddings, as numbers, without names: one :class:`FeatureEncoding` each.
-
-        Args:
-            embeds: a photo, an embedding [d], embeddings [n, d], or several of these.
-            max_features: only this many of the strongest; 0 for all that fire.
-            include_error: also the reconstruction error, which :meth:`decode_features` adds back.
-            on_error: "raise" the first item's error, with ``.index``; "return" errors in their items' places.
-            timeout: seconds for all of them.
-        """
-        _check_on_error(on_error)
-        if max_features < 0:
-            raise invalid("max_features", f"{max_features} is negative; 0 keeps all that fire")
-
-        def request(batch: Sequence[tensor_pb2.EmbedsInput]) -> sae_pb2.EncodeFeaturesRequest:
-            return sae_pb2.EncodeFeaturesRequest(inputs=batch, max_features=max_features, include_error=include_error)
-
-        items = encode_items(embeds)
-        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
-        results = self._sae_batches(ENCODE_FEATURES, items, request, on_error, attempts)
-        return [
-            one if isinstance(one, FaceteerError) else FeatureEncoding.from_proto(one.encoding, one.cached)
-            for one in results
-        ]
-
-    @overload
-    def decode_features(
-        self,
-        features: Decodable | Iterable[Decodable],
-        *,
-        on_error: Literal["raise"] = "raise",
-        timeout: float | None = None,
-    ) -> npt.NDArray[np.float32]: ...
-    @overload
-    def decode_features(
-        self, features: Decodable | Iterable[Decodable], *, on_error: Literal["return"], timeout: float | None = None
-    ) -> list[npt.NDArray[np.float32] | FaceteerError]: ...
-    def decode_features(
-        self,
-        features: Decodable | Iterable[Decodable],
-        *,
-        on_error: OnItemError = "raise",
-        timeout: float | None = None,
-    ) -> Any:
-        """Features to embeddings, float32 [n, d]: W_dec f + b_dec, and the error where an encoding brings it.
-
-        Args:
-            features: a :class:`FeatureEncoding`, a mapping of indices to activations (RAW), or several of these.
-            on_error: as for :meth:`encode_features`; with "return" the answer is a list.
-            timeout: seconds for all of them.
-        """
-        _check_on_error(on_error)
-
-        def request(batch: Sequence[sae_pb2.DecodeItem]) -> sae_pb2.DecodeFeaturesRequest:
-            return sae_pb2.DecodeFeaturesRequest(items=batch, element_type=tensor_pb2.ELEMENT_TYPE_FLOAT32)
-
-        items = decode_items(features)
-        attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
-        results = self._sae_batches(DECODE_FEATURES, items, request, on_error, attempts)
-        if on_error == "return":
-            return [one if isinstance(one, FaceteerError) else to_array(one.embedding.embeds) for one in results]
-        if results:
-            return np.stack([to_array(one.embedding.embeds) for one in results])
-        return np.empty((0, (self._connection.facts(attempts)).sae.d_in), np.float32)
-
     def status(self, *, timeout: float | None = None) -> ServerStatus:
         """What the server runs, its limits, and whether its services are well."""
         attempts = self._connection.attempts(timeout, self._connection.timeouts.query)
@@ -425,15 +265,6 @@ class Client:
             return self._labels(indices[:half], timeout) | self._labels(indices[half:], timeout)
         return {feature.index: feature.label for feature in found}
 
-    def _sae_batches(
-        self, method: Method[Any], items: Sequence[Any], build: Any, on_error: OnItemError, attempts: Attempts
-    ) -> list[Any]:
-        if not items:
-            return []
-        limit = min((self._connection.facts(attempts)).sae.max_batch or _MOST_ITEMS, _MOST_ITEMS)
-        keep = on_error == "return"
-        return self._connection.call_in_batches(method, items, build, limit, attempts, keep_errors=keep)
-
     def _health(self, service: str, attempts: Attempts) -> str:
         """One service's health; asked once, since a failure is an answer too."""
         request = wrappers_pb2.StringValue(value=f"faceteer.v1.{service.capitalize()}Service")
@@ -451,8 +282,3 @@ def _check_share(coverage: float, max_edits: int | None) -> None:
         raise invalid("coverage", f"{coverage!r} is not a share above 0 and up to 1")
     if max_edits is not None and max_edits < 1:
         raise invalid("max_edits", f"{max_edits!r} is not positive; leave it out for the server's limit")
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "return"):
-        raise invalid("on_error", f"{on_error!r} is unknown; pass raise or return")

@@ -83,11 +83,7 @@ class Edit:
         return self._changed(edits=without(self._plan.edits, feature))
 
     def using(
-        self,
-        *,
-        seed: int | None = None,
-        seeds: Iterable[int] | None = None,
-        **options: Unpack[DrawingOptions],
+        self, *, seed: int | None = None, seeds: Iterable[int] | None = None, **options: Unpack[DrawingOptions]
     ) -> Self:
         """The same, drawn with these settings unless render says otherwise."""
         given = Settings.of(seed=seed, seeds=seeds, **options)

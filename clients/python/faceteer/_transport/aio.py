@@ -12,34 +12,28 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from faceteer._errors import CancelledError, FaceteerError, ServerUnreachableError
+from faceteer._errors import FaceteerError, ServerUnreachableError
+from faceteer._transport.calls import END, Calls
 from faceteer._transport.channels import Endpoint
 from faceteer._transport.methods import Method
-from faceteer._transport.status import error_from_rpc
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")
-#: What :func:`next_item` gives when there are no more.
-END: Any = type("End", (), {"__repr__": lambda self: "END"})()
 # What grpc.aio reports in place of the stream's status when the server ends it during a write.
 _WRITE_FAILED = "Internal error from Core"
 _EOF: Any = vars(grpc.aio)["EOF"]  # not in the published type information
 
 
-class Transport:
+class Transport(Calls):
     """One channel, of the event loop that first uses it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._channel: Any = None
-        self._calls: dict[tuple[str, str], Callable[..., Any]] = {}
-        self._closed = False
+        super().__init__(endpoint, endpoint.async_channel)
 
     async def unary(self, method: Method[R], request: Message, timeout: float | None) -> R:
         """One request, one response. Raises FaceteerError."""
-        call = self._call("unary_unary", method)
         try:
-            response: R = await call(request, timeout=timeout, metadata=self._endpoint.metadata)
+            response: R = await self.start("unary_unary", method, request, timeout)
         except grpc.RpcError as error:
             raise self.translated(error, timeout) from error
         return response
@@ -47,9 +41,10 @@ class Transport:
     def stream(self, method: Method[R], request: Message | None, timeout: float | None) -> Stream[R]:
         """A stream of responses to one request or, without one, to those that are written to it."""
         stream: Stream[R] = Stream(self, timeout)
-        call = self._call("stream_stream" if request is None else "unary_stream", method)
-        outgoing = stream.outgoing() if request is None else request
-        stream.call = call(outgoing, timeout=timeout, metadata=self._endpoint.metadata)
+        if request is None:
+            stream.call = self.start("stream_stream", method, stream.outgoing(), timeout)
+        else:
+            stream.call = self.start("unary_stream", method, request, timeout)
         return stream
 
     async def close(self) -> None:
@@ -58,29 +53,12 @@ class Transport:
         if self._channel is not None:
             await self._channel.close()
 
-    def check_open(self) -> None:
-        """Raises CancelledError when the client was closed."""
-        if self._closed:
-            raise CancelledError("the client is closed")
-
     def translated(self, error: Any, timeout: float | None) -> FaceteerError:
         """gRPC's error as ours."""
-        if self._closed:
-            return CancelledError("the client was closed during the call")
-        address = self._endpoint.address
-        if error.details() == _WRITE_FAILED:
+        if not self._closed and error.details() == _WRITE_FAILED:
+            address = self._endpoint.address
             return ServerUnreachableError(f"{address} ended the stream while it was written to", address=address)
-        return error_from_rpc(error, address=address, timeout=timeout)
-
-    def _call(self, kind: str, method: Method[Any]) -> Callable[..., Any]:
-        self.check_open()
-        if self._channel is None:
-            # Made here and not in __init__, so that a client can be made before its event loop.
-            self._channel = self._endpoint.async_channel()
-        call = self._calls.get((kind, method.path))
-        if call is None:
-            call = self._calls[kind, method.path] = method.bound_to(self._channel, kind)
-        return call
+        return super().translated(error, timeout)
 
 
 class Stream(Generic[R]):

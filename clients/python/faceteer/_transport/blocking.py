@@ -10,31 +10,26 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from faceteer._errors import CancelledError, FaceteerError
+from faceteer._transport.calls import END, Calls
 from faceteer._transport.channels import Endpoint
 from faceteer._transport.methods import Method
-from faceteer._transport.status import error_from_rpc
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")
-#: What :func:`next_item` gives when there are no more.
-END: Any = type("End", (), {"__repr__": lambda self: "END"})()
 
 
-class Transport:
+class Transport(Calls):
     """One channel, usable from several threads."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._channel: grpc.Channel = endpoint.channel()
-        self._calls: dict[tuple[str, str], Callable[..., Any]] = {}
-        self._closed = False
+        # Made now and not at the first call, which several threads may make at once.
+        channel = endpoint.channel()
+        super().__init__(endpoint, lambda: channel)
 
     def unary(self, method: Method[R], request: Message, timeout: float | None) -> R:
         """One request, one response. Raises FaceteerError."""
-        call = self._call("unary_unary", method)
         try:
-            response: R = call(request, timeout=timeout, metadata=self._endpoint.metadata)
+            response: R = self.start("unary_unary", method, request, timeout)
         except grpc.RpcError as error:
             raise self.translated(error, timeout) from error
         return response
@@ -42,33 +37,16 @@ class Transport:
     def stream(self, method: Method[R], request: Message | None, timeout: float | None) -> Stream[R]:
         """A stream of responses to one request or, without one, to those that are written to it."""
         stream: Stream[R] = Stream(self, timeout)
-        call = self._call("stream_stream" if request is None else "unary_stream", method)
-        outgoing = stream.outgoing() if request is None else request
-        stream.call = call(outgoing, timeout=timeout, metadata=self._endpoint.metadata)
+        if request is None:
+            stream.call = self.start("stream_stream", method, stream.outgoing(), timeout)
+        else:
+            stream.call = self.start("unary_stream", method, request, timeout)
         return stream
 
     def close(self) -> None:
         """Cancels what is under way."""
         self._closed = True
-        self._channel.close()
-
-    def check_open(self) -> None:
-        """Raises CancelledError when the client was closed."""
-        if self._closed:
-            raise CancelledError("the client is closed")
-
-    def translated(self, error: Any, timeout: float | None) -> FaceteerError:
-        """gRPC's error as ours."""
-        if self._closed:
-            return CancelledError("the client was closed during the call")
-        return error_from_rpc(error, address=self._endpoint.address, timeout=timeout)
-
-    def _call(self, kind: str, method: Method[Any]) -> Callable[..., Any]:
-        self.check_open()
-        call = self._calls.get((kind, method.path))
-        if call is None:
-            call = self._calls[kind, method.path] = method.bound_to(self._channel, kind)
-        return call
+        self._make().close()
 
 
 class Stream(Generic[R]):

@@ -70,11 +70,7 @@ class Endpoint:
 
     @classmethod
     def of(
-        cls,
-        address: str | None,
-        tls: TlsOption,
-        metadata: Mapping[str, str] | None,
-        access_key: str | None = None,
+        cls, address: str | None, tls: TlsOption, metadata: Mapping[str, str] | None, access_key: str | None = None
     ) -> Endpoint:
         """From what a user gives; the address falls back to FACETEER_ADDRESS, then to localhost:50050, the access
         key to FACETEER_ACCESS_KEY, then to none."""

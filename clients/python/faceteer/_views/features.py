@@ -24,11 +24,7 @@ MOST_CARDS = 100
 
 
 def feature_view(
-    facts: FeatureFacts,
-    examples: Sequence[FeatureExample] | None,
-    icon: FeatureIcon | None,
-    *,
-    page: bool = False,
+    facts: FeatureFacts, examples: Sequence[FeatureExample] | None, icon: FeatureIcon | None, *, page: bool = False
 ) -> str:
     """One feature, whole. ``examples`` None: not fetched."""
     pictures = Pictures(page=page)

@@ -59,8 +59,7 @@ class Call:
     context: typer.Context
     json: Json = False
     address: Annotated[
-        str | None,
-        typer.Option("--address", help="The server, host:port; FACETEER_ADDRESS, else localhost:50050."),
+        str | None, typer.Option("--address", help="The server, host:port; FACETEER_ADDRESS, else localhost:50050.")
     ] = None
     timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for each answer.")] = None
 

@@ -16,10 +16,7 @@ app = typer.Typer(help="Edits as files: look at them, replay them.", no_args_is_
 
 
 @app.command("show")
-def recipe_show(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    json: options.Json = False,
-) -> None:
+def recipe_show(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], json: options.Json = False) -> None:
     """Show what a recipe does. Needs no server."""
     loaded = faceteer.Recipe.load(recipe)
     if json:
