@@ -141,7 +141,7 @@ def measure_generator(arguments: argparse.Namespace) -> dict[str, Any]:
     from diffusers import DDPMScheduler, KandinskyV22Pipeline, UNet2DConditionModel, VQModel
     from faceteer_generator.denoise import Denoiser
     from faceteer_generator.kandinsky import KandinskyDecoder
-    from faceteer_generator.requests import Drawing
+    from faceteer_generator.requests import ImageSpec
     from full_size_generator import config_of, random_model
 
     device, size, steps = arguments.device, arguments.size, arguments.steps
@@ -157,7 +157,7 @@ def measure_generator(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def ours(batch: int) -> tuple[list[Any], float]:
         pictures = [
-            denoiser.begin(Drawing(embeds[0], None, size, size, steps, 4.0, "ddpm", seed)) for seed in range(batch)
+            denoiser.begin(ImageSpec(embeds[0], None, size, size, steps, 4.0, "ddpm", seed)) for seed in range(batch)
         ]
         first = 0.0
         began = time.perf_counter()

@@ -25,7 +25,7 @@ import torch
 from diffusers import DDPMScheduler, KandinskyV22Pipeline, UNet2DConditionModel, VQModel
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.kandinsky import KandinskyDecoder
-from faceteer_generator.requests import Drawing
+from faceteer_generator.requests import ImageSpec
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "tests" / "unit" / "generator" / "published"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -76,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     embeds = rng.standard_normal((2, unet.config.encoder_hid_dim)).astype(np.float32)
     negative = torch.tensor(embeds[1], dtype=dtype, device=device)
     decoder = KandinskyDecoder(unet, movq, scheduler_config, negative, torch.device(device), dtype)
-    asked = Drawing(embeds[0], None, arguments.size, arguments.size, arguments.steps, 4.0, "ddpm", 1)
+    asked = ImageSpec(embeds[0], None, arguments.size, arguments.size, arguments.steps, 4.0, "ddpm", 1)
     report: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

@@ -16,12 +16,13 @@ from faceteer_generator.engine import Engine
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.model import load_decoder
 from faceteer_generator.prior import Imagining, load_prior
-from faceteer_generator.requests import Drawing, Generation, ImageStart, NoiseStart
+from faceteer_generator.prompts import Prompt
+from faceteer_generator.requests import GenerationSettings, ImageSpec, ImageStart, NoiseStart
 from faceteer_runtime.batching import ModelWorker
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.cache import Cache
 from faceteer_runtime.metrics import Metrics
-from unit.generator.generator_drawings import drawing
+from unit.generator.generator_specs import image_spec
 from unit.generator.small_kandinsky import write_small_kandinsky
 from unit.generator.small_prior import write_small_prior
 from unit.generator.small_sdxl import write_small_sdxl
@@ -37,7 +38,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_kandinsky(tmp_path_factory.mktemp("gpu") / "generator", clip_sample=False)
 
 
-def drawn(directory: Path, *asked: Drawing, **options: Any) -> list[np.ndarray]:
+def drawn(directory: Path, *asked: ImageSpec, **options: Any) -> list[np.ndarray]:
     """Pixels of pictures drawn together."""
     decoder = load_decoder(directory, **({"device": "cuda", "dtype": "float32"} | options))
     denoiser = Denoiser(decoder)
@@ -54,7 +55,7 @@ def mean_difference(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver_pp", "lcm"])
 def test_a_seed_is_the_same_picture_on_cpu_and_gpu(directory: Path, name: str) -> None:
-    asked = drawing(3, scheduler=name, steps=4, width=128)
+    asked = image_spec(3, scheduler=name, steps=4, width=128)
     (here,), (there,) = drawn(directory, asked), drawn(directory, asked, device="cpu")
     assert mean_difference(here, there) < 2
 
@@ -63,7 +64,7 @@ def test_a_seed_is_the_same_picture_on_cpu_and_gpu(directory: Path, name: str) -
 def test_the_loop_is_the_stock_pipelines_in_every_precision(directory: Path, dtype: str) -> None:
     decoder = load_decoder(directory, device="cuda", dtype=dtype)
     assert isinstance(decoder, KandinskyDecoder)
-    asked = drawing(3, scheduler="ddpm", steps=4, guidance_scale=4.0)
+    asked = image_spec(3, scheduler="ddpm", steps=4, guidance_scale=4.0)
     denoiser = Denoiser(decoder)
     picture = denoiser.begin(asked)
     while not picture.done:
@@ -86,7 +87,7 @@ def test_the_loop_is_the_stock_pipelines_in_every_precision(directory: Path, dty
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_model_draws_the_same_pictures(directory: Path, mode: str) -> None:
-    asked = [drawing(seed, steps=4) for seed in range(3)]
+    asked = [image_spec(seed, steps=4) for seed in range(3)]
     for compiled, plain in zip(drawn(directory, *asked, compile=mode), drawn(directory, *asked), strict=True):
         assert mean_difference(compiled, plain) < 2
 
@@ -96,7 +97,7 @@ async def test_cuda_graphs_work_on_the_model_thread(directory: Path) -> None:
     decoder = load_decoder(directory, device="cuda", dtype="float32", compile="reduce-overhead")
     worker = ModelWorker("generator")
     denoiser = Denoiser(decoder)
-    picture = await worker.run(denoiser.begin, drawing(1, steps=6))
+    picture = await worker.run(denoiser.begin, image_spec(1, steps=6))
     while not picture.done:
         await worker.run(denoiser.step, [picture])
     await asyncio.to_thread(worker.close)
@@ -105,7 +106,7 @@ async def test_cuda_graphs_work_on_the_model_thread(directory: Path) -> None:
 
 @pytest.mark.parametrize("how", ["model", "sequential"])
 def test_offloaded_models_draw_the_same_picture_in_less_memory(directory: Path, how: str) -> None:
-    asked = drawing(1, steps=3)
+    asked = image_spec(1, steps=3)
     (whole,) = drawn(directory, asked)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -117,11 +118,11 @@ def test_offloaded_models_draw_the_same_picture_in_less_memory(directory: Path, 
 def test_a_picture_is_inverted_and_drawn_again(directory: Path) -> None:
     denoiser = Denoiser(load_decoder(directory, device="cuda", dtype="float32"))
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    inversion = denoiser.begin_inversion(drawing(1, steps=10, guidance_scale=1.0, start=ImageStart.of(pixels)))
+    inversion = denoiser.begin_inversion(image_spec(1, steps=10, guidance_scale=1.0, start=ImageStart.of(pixels)))
     while not inversion.done:
         inversion.advance()
     noise = NoiseStart(inversion.noise, "noise")
-    again = denoiser.begin(drawing(1, steps=10, guidance_scale=1.0, start=noise))
+    again = denoiser.begin(image_spec(1, steps=10, guidance_scale=1.0, start=noise))
     while not again.done:
         denoiser.step([again])
     assert again.error is None
@@ -129,7 +130,7 @@ def test_a_picture_is_inverted_and_drawn_again(directory: Path) -> None:
 
 def test_sdxl_and_the_prior_run_there(tmp_path: Path) -> None:
     denoiser = Denoiser(load_decoder(write_small_sdxl(tmp_path / "sdxl"), kind="sdxl-ip-adapter", device="cuda"))
-    picture = denoiser.begin(drawing(1))
+    picture = denoiser.begin(image_spec(1))
     while not picture.done:
         denoiser.step([picture])
     assert denoiser.decode([picture.latents])[0].shape == (64, 64, 3)
@@ -138,7 +139,7 @@ def test_sdxl_and_the_prior_run_there(tmp_path: Path) -> None:
         prior = load_prior(
             write_small_prior(tmp_path / f"prior-{device}"), device=torch.device(device), dtype=torch.float32
         )
-        imagining = Imagining(prior, "a cat", "", 1, 5, 4.0)
+        imagining = Imagining(prior, Prompt("a cat", "", 1, 5, 4.0))
         while not imagining.done:
             imagining.advance()
         embeds.append(imagining.embeds())
@@ -153,20 +154,14 @@ def test_a_gpu_that_is_too_small_is_said_before_loading() -> None:
 
 async def test_the_engine_serves_from_it(directory: Path) -> None:
     decoder = load_decoder(directory, device="cuda")
-    engine = Engine(
-        Denoiser(decoder),
-        ModelWorker("generator"),
-        Cache(1 << 20, Metrics()),
-        revision="r",
-        precision=decoder.precision,
-        max_batch=4,
-        max_queue=4,
-    )
+    worker = ModelWorker("generator")
+    engine = Engine(Denoiser(decoder), worker, Cache(1 << 20, Metrics()), max_batch=4, max_queue=4)
     try:
-        generation = Generation(64, 64, 4, 2.0, (1, 2, 3), "ddim", "png", 0)
-        run = await engine.submit(generation, drawing(1).embeds)
-        kinds = [type(event).__name__ async for event in run.events()]
+        settings = GenerationSettings(64, 64, 4, 2.0, (1, 2, 3), "ddim", "png", 0)
+        specs = [(f"image {number}", image_spec(number)) for number in (1, 2, 3)]
+        kinds = [type(event).__name__ async for event in engine.submit(settings, specs, {}).events()]
         assert kinds.count("Image") == 3
         assert kinds[-1] == "Finished"
     finally:
         await engine.close()
+        await asyncio.to_thread(worker.close)

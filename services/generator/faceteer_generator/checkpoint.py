@@ -1,6 +1,6 @@
 """Weights off the disk, believing nothing: names, shapes and sizes are checked before a byte of them is loaded.
 
-Knows nothing of what the models are for. diffusers' own loading leaves out tensors it does not know and makes random
+diffusers' own loading leaves out tensors it does not know and makes random
 ones where some are missing, with a log line; here either is one :class:`BundleError` that names file and tensor.
 """
 

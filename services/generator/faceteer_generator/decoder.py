@@ -1,8 +1,4 @@
-"""What the denoising loop asks of a decoder, whichever diffusion model it is.
-
-Knows nothing of requests, schedulers' steps or batches, and of no particular model; see :mod:`.kandinsky` and
-:mod:`.sdxl`.
-"""
+"""What the denoising loop asks of a decoder, whichever model it is: :mod:`.kandinsky` or :mod:`.sdxl`."""
 
 from __future__ import annotations
 
@@ -51,7 +47,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def latents_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """[1, c, h, w] of a picture of these pixels."""
+        """[1, c, h, w] of an image of these pixels."""
 
     @abstractmethod
     def condition(self, embeds: np.ndarray | None, *, negative: bool, width: int, height: int) -> Any:
@@ -60,8 +56,8 @@ class Decoder(ABC):
         Args:
             embeds: float32 [d]; None for the decoder's own negative.
             negative: whether the row is what guidance steers away from.
-            width: pixels of the picture.
-            height: pixels of the picture.
+            width: pixels of the image.
+            height: pixels of the image.
         """
 
     @abstractmethod

@@ -1,6 +1,6 @@
-"""DDIM inversion: a picture's clean latents back to the noise from which DDIM draws it again.
+"""DDIM inversion: an image's clean latents back to the noise from which DDIM draws it again.
 
-Knows nothing of requests, queues or event loops: each :meth:`Inversion.advance` is one call of the decoder.
+Each :meth:`Inversion.advance` is one call of the decoder.
 
 A DDIM step is y = A x + B m(x, t) with the coefficients of :func:`linear_step`; to invert it is to solve for x, the
 noisier of the two. The usual inversion takes m(y, t) for m(x, t) (Song et al., Denoising Diffusion Implicit Models,
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from faceteer_generator.decoder import Decoder
-from faceteer_generator.requests import Drawing
+from faceteer_generator.requests import ImageSpec
 
 # Prediction types whose steps can be inverted.
 INVERTIBLE = ("epsilon", "v_prediction")
@@ -39,7 +39,7 @@ class Inversion:
 
     Args:
         decoder: is called.
-        drawing: embeds, negative and guidance of the picture as it is; its start and seed are not looked at.
+        spec: embeds, negative and guidance of the image as it is; its start and seed are not looked at.
         coefficients: [steps, 4], the :class:`~faceteer_generator.schedulers.DdimTable` of the steps to invert.
         timesteps: [steps], falling.
         latents: [1, c, h, w], clean.
@@ -50,7 +50,7 @@ class Inversion:
     def __init__(
         self,
         decoder: Decoder,
-        drawing: Drawing,
+        spec: ImageSpec,
         coefficients: torch.Tensor,
         timesteps: torch.Tensor,
         latents: torch.Tensor,
@@ -58,13 +58,13 @@ class Inversion:
         iterations: int = MOST_ITERATIONS,
         tolerance: float = TOLERANCE,
     ) -> None:
-        self._decoder, self._guidance = decoder, drawing.guidance_scale
+        self._decoder, self._guidance = decoder, spec.guidance_scale
         self._coefficients, self._timesteps = coefficients, timesteps
         self._iterations, self._tolerance = iterations, tolerance
-        size: dict[str, Any] = {"width": drawing.width, "height": drawing.height}
-        self._conditions = [decoder.condition(drawing.embeds, negative=False, **size)]
-        if drawing.guided:
-            self._conditions.insert(0, decoder.condition(drawing.negative, negative=True, **size))
+        size: dict[str, Any] = {"width": spec.width, "height": spec.height}
+        self._conditions = [decoder.condition(spec.embeds, negative=False, **size)]
+        if spec.guided:
+            self._conditions.insert(0, decoder.condition(spec.negative, negative=True, **size))
         # The step under way, from the last one of a drawing to its first.
         self._step = len(timesteps) - 1
         self._iteration = 0
@@ -80,6 +80,13 @@ class Inversion:
     def done(self) -> bool:
         """Whether ``noise`` is complete."""
         return self._step < 0
+
+    @property
+    def calls_left(self) -> int:
+        """Calls still to be made, at as many a step as so far."""
+        left = self._step + 1
+        solved = len(self._timesteps) - left
+        return left * max(1, round(self.calls / solved)) if solved else left
 
     @property
     def noise(self) -> np.ndarray:

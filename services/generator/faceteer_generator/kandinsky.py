@@ -1,7 +1,4 @@
-"""Kandinsky 2.2's decoder: diffusers' UNet with image embeds, and MoVQ.
-
-Knows nothing of requests, schedulers' steps or batches; it calls models whose weights somebody loaded.
-"""
+"""Kandinsky 2.2's decoder: diffusers' UNet with image embeds, and MoVQ."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ class KandinskyDecoder(Decoder):
         unet: latents and image embeds to noise (or whatever the scheduler's prediction_type says) and variance.
         movq: latents to pixels and back.
         scheduler_config: the bundle's scheduler_config.json.
-        negative_embeds: [d], on the device: the embeds of a mean-grey picture.
+        negative_embeds: [d], on the device: the embeds of a mean-grey image.
         device: where the models run.
         dtype: of the models.
         compiled: whether ``unet`` is compiled, so that numbers of rows are better few.
@@ -60,12 +57,12 @@ class KandinskyDecoder(Decoder):
         return self.scale**2
 
     def latents_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """[1, c, h, w] of a picture."""
+        """[1, c, h, w] of an image."""
         square = self.size_multiple
         return 1, self.channels, -(-height // square) * self.scale, -(-width // square) * self.scale
 
     def condition(self, embeds: np.ndarray | None, *, negative: bool, width: int, height: int) -> torch.Tensor:
-        """The embeds, [1, d]; those of a grey picture for None."""
+        """The embeds, [1, d]; those of a grey image for None."""
         if embeds is None:
             return self.negative_embeds[None]
         return torch.tensor(embeds, dtype=self.dtype, device=self.device)[None]

@@ -1,14 +1,11 @@
-"""The decoder of a bundle, off the disk: which kind it is, where its weights go, and whether they fit there.
-
-Knows nothing of requests, schedulers' steps or batches; it loads, and checks that what it loaded fits together.
-"""
+"""The decoder of a bundle, off the disk: which kind it is, where its weights go, and whether they fit there."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +25,6 @@ from faceteer_generator.checkpoint import (
 )
 from faceteer_generator.decoder import Decoder
 from faceteer_generator.kandinsky import KandinskyDecoder
-from faceteer_generator.placement import offload_between
 from faceteer_generator.sdxl import ADAPTER, SdxlDecoder, empty_prompt_embeds, join_ip_adapter
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -145,6 +141,27 @@ def _sdxl(directory: Path, device: torch.device, dtype: torch.dtype, offload: Of
         offload_between([unet, vae], device, offload)
     embeds, pooled = (tensor.to(device, dtype) for tensor in empty_prompt)
     return SdxlDecoder(unet, vae, scheduler_config, embeds, pooled, device, dtype)
+
+
+def offload_between(models: Sequence[Any], device: torch.device, how: Literal["model", "sequential"]) -> None:
+    """Arranges that models in host memory run on ``device``.
+
+    Args:
+        models: on the CPU; called in any order, one at a time.
+        device: where they run.
+        how: "model": one whole model at a time is there; "sequential": one layer at a time, for the smallest GPUs, at
+            the price of moving all weights in every call.
+    """
+    from accelerate import cpu_offload, cpu_offload_with_hook  # type: ignore[import-untyped]
+
+    if how == "sequential":
+        for model in models:
+            cpu_offload(model, execution_device=device)
+        return
+    handles = [cpu_offload_with_hook(model, device)[1] for model in models]
+    # Each sends the one before it home, the first the last: denoising and decoding take turns without end.
+    for handle, previous in zip(handles, handles[-1:] + handles[:-1], strict=True):
+        handle.hook.prev_module_hook = previous
 
 
 def _checked_parts(directory: Path, classes: Mapping[str, Any]) -> dict[str, tuple[Any, dict[str, StoredTensor]]]:

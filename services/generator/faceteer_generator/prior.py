@@ -1,6 +1,6 @@
 """The text prior: words to the image embedding that they might have (Kandinsky 2.2's, an unCLIP diffusion prior).
 
-Knows nothing of requests or event loops: each :meth:`Imagining.advance` is one call of a model.
+Each :meth:`Imagining.advance` is one call of a model.
 
 Every operation is that of diffusers' KandinskyV22PriorPipeline, in its order. Without a negative prompt the pipeline
 steers away from the empty text; with one it imagines the negative beside the prompt, which is left out here, but its
@@ -30,6 +30,7 @@ from faceteer_generator.checkpoint import (
     stored_tensors,
     weights_bytes,
 )
+from faceteer_generator.prompts import Prompt
 
 DIRECTORY = "prior"
 PARTS = ("prior", "scheduler", "text_encoder", "tokenizer")
@@ -146,34 +147,33 @@ class Imagining:
 
     Args:
         models: are called.
-        prompt: what to imagine.
-        negative_prompt: what to steer away from; the empty text is steered away from when it is empty.
-        seed: of the noise, 0 to 2**64 - 1.
-        steps: denoising steps.
-        guidance_scale: 1 or less imagines without.
+        prompt: what to imagine; without a negative the empty text is steered away from, without guidance nothing.
     """
 
-    def __init__(
-        self, models: TextPrior, prompt: str, negative_prompt: str, seed: int, steps: int, guidance_scale: float
-    ) -> None:
-        self._models, self._guidance = models, guidance_scale
-        self._texts = [negative_prompt, prompt] if guidance_scale > 1 else [prompt]
+    def __init__(self, models: TextPrior, prompt: Prompt) -> None:
+        self._models, self._guidance = models, prompt.guidance_scale
+        self._texts = [prompt.negative, prompt.text] if prompt.guidance_scale > 1 else [prompt.text]
         self._scheduler = copy.copy(models.scheduler)
-        self._scheduler.set_timesteps(steps, device=models.device)
+        self._scheduler.set_timesteps(prompt.steps, device=models.device)
         self._timesteps: torch.Tensor = self._scheduler.timesteps
         self._position = -1
         # The pipeline's batch: the prompt, and the negative beside it where there is one.
-        self._rows = 2 if negative_prompt else 1
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rows = 2 if prompt.negative else 1
+        self._generator = torch.Generator().manual_seed(prompt.seed)
         shape = (self._rows, models.embed_dim)
         noise = torch.randn(shape, generator=self._generator, dtype=models.dtype).to(models.device)
         self._latents: torch.Tensor = noise * self._scheduler.init_noise_sigma
         self._text: dict[str, torch.Tensor] = {}
 
     @property
+    def calls_left(self) -> int:
+        """Calls still to be made."""
+        return len(self._timesteps) - self._position
+
+    @property
     def done(self) -> bool:
         """Whether :meth:`embeds` is complete."""
-        return self._position >= len(self._timesteps)
+        return self.calls_left <= 0
 
     @torch.inference_mode()
     def advance(self) -> None:

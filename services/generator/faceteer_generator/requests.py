@@ -1,7 +1,4 @@
-"""What is asked for: the settings of a generation, and the limits that they are checked against.
-
-Knows nothing of gRPC, of torch, and of how a picture is drawn.
-"""
+"""What is asked for: settings, the limits that they are checked against, and the images that they mean."""
 
 from __future__ import annotations
 
@@ -9,9 +6,8 @@ import math
 import re
 import secrets
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from faceteer_runtime.bundle import BundleError, BundlePart
@@ -30,11 +26,34 @@ Format = Literal["png", "webp"]
 
 
 @dataclass(frozen=True)
+class AskedSettings:
+    """Settings as a request gives them: zero, None and no seeds mean the bundle's own. ``quality`` 0 is lossless."""
+
+    width: int = 0
+    height: int = 0
+    steps: int = 0
+    guidance_scale: float | None = None
+    seeds: tuple[int, ...] = ()
+    scheduler: str | None = None
+    format: Format = "png"
+    quality: int = 0
+
+
+@dataclass(frozen=True)
+class AskedStart:
+    """What to start from as a request gives it: an image's file or the id of inverted noise."""
+
+    image: bytes | None = None
+    noise_id: str | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
 class ImageStart:
-    """Image to image: the picture with noise of the timestep at which ``strength`` of the steps are left.
+    """Image to image: the image with noise of the timestep at which ``strength`` of the steps are left.
 
     Attributes:
-        pixels: uint8 [height, width, 3], of the drawing's size.
+        pixels: uint8 [height, width, 3], of the size drawn.
         strength: share of the steps that run, in (0, 1].
         digest: SHA-256 of the pixels.
     """
@@ -63,8 +82,8 @@ class NoiseStart:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """All that the pixels of one picture depend on, besides the decoder.
+class ImageSpec:
+    """All that the pixels of one image depend on, besides the decoder.
 
     Attributes:
         embeds: float32 [d].
@@ -74,7 +93,7 @@ class Drawing:
         steps: denoising steps.
         guidance_scale: classifier-free guidance; 1 or less draws without.
         scheduler: one of :data:`SCHEDULERS`.
-        seed: of this picture's own noise, 0 to 2**64 - 1.
+        seed: of this image's own noise, 0 to 2**64 - 1.
         start: what it starts from instead of that noise; None for nothing else.
     """
 
@@ -108,7 +127,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationSettings:
     """Settings in force for one request: defaults filled in, limits checked. ``quality`` 0 is lossless."""
 
     width: int
@@ -120,13 +139,13 @@ class Generation:
     format: Format
     quality: int
 
-    def drawings(
+    def images(
         self, embeds: np.ndarray, negative: np.ndarray | None, start: ImageStart | NoiseStart | None = None
-    ) -> list[Drawing]:
-        """One drawing for each seed."""
+    ) -> list[ImageSpec]:
+        """One image for each seed."""
         size = (self.width, self.height)
         return [
-            Drawing(embeds, negative, *size, self.steps, self.guidance_scale, self.scheduler, seed, start)
+            ImageSpec(embeds, negative, *size, self.steps, self.guidance_scale, self.scheduler, seed, start)
             for seed in self.seeds
         ]
 
@@ -143,7 +162,7 @@ class Limits:
         max_steps: most steps in a request.
         max_seeds: most seeds in a request.
         size_multiple: pixels; other widths and heights are served too if they are multiples of this; 0 for none.
-        max_pixels: most pixels of such a picture.
+        max_pixels: most pixels of such an image.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -184,96 +203,93 @@ class Limits:
         return cls(sizes, steps, guidance, scheduler, max(max_steps, steps), max_seeds, multiple, pixels)
 
     def serves(self, width: int, height: int) -> bool:
-        """Whether pictures of this size are drawn."""
+        """Whether images of this size are drawn."""
         if (width, height) in self.sizes:
             return True
         multiple = self.size_multiple
         return multiple > 0 and width % multiple == height % multiple == 0 and 0 < width * height <= self.max_pixels
 
-    def settle(
-        self,
-        *,
-        width: int = 0,
-        height: int = 0,
-        steps: int = 0,
-        guidance_scale: float | None = None,
-        seeds: Sequence[int] = (),
-        scheduler: str | None = None,
-        format: Format = "png",
-        quality: int = 0,
-    ) -> Generation:
-        """Fills defaults in for zeros and None, and picks a seed where there is none.
+    def settle(self, asked: AskedSettings) -> GenerationSettings:
+        """Fills defaults in, and picks a seed where there is none.
 
         Raises:
             InvalidField: a value is out of range.
         """
-        width, height = width or self.sizes[0][0], height or self.sizes[0][1]
+        width, height = asked.width or self.sizes[0][0], asked.height or self.sizes[0][1]
         if not self.serves(width, height):
             served = ", ".join(f"{w} x {h}" for w, h in self.sizes)
             if self.size_multiple:
                 served += f", and multiples of {self.size_multiple} up to {self.max_pixels} pixels in all"
             raise InvalidField("settings.width", f"{width} x {height} is not served; sizes are {served}")
-        steps, scheduler = steps or self.steps, scheduler or self.scheduler
+        steps, scheduler = asked.steps or self.steps, asked.scheduler or self.scheduler
         most = min(self.max_steps, LCM_MAX_STEPS) if scheduler == "lcm" else self.max_steps
         if steps > most:
             raise InvalidField("settings.steps", f"must be 1 to {most}, not {steps}")
-        guidance = self.guidance_scale if guidance_scale is None else guidance_scale
+        guidance = self.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
         if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
             raise InvalidField("settings.guidance_scale", f"must be 0 to {MAX_GUIDANCE:g}, not {guidance:g}")
-        if len(seeds) > self.max_seeds:
-            raise InvalidField("settings.seeds", f"at most {self.max_seeds} in one request, not {len(seeds)}")
-        if quality > 100:
-            raise InvalidField("settings.quality", f"must be 0 to 100, not {quality}")
+        if len(asked.seeds) > self.max_seeds:
+            raise InvalidField("settings.seeds", f"at most {self.max_seeds} in one request, not {len(asked.seeds)}")
+        if asked.quality > 100:
+            raise InvalidField("settings.quality", f"must be 0 to 100, not {asked.quality}")
         # Small enough to be typed, and to survive JavaScript.
-        chosen = tuple(seeds) or (secrets.randbelow(2**32),)
-        return Generation(width, height, steps, float(guidance), chosen, scheduler, format, quality)
+        seeds = asked.seeds or (secrets.randbelow(2**32),)
+        return GenerationSettings(width, height, steps, float(guidance), seeds, scheduler, asked.format, asked.quality)
 
 
-def image_key(revision: str, precision: str, drawing: Drawing, format: Format, quality: int) -> str:
+def image_key(revision: str, precision: str, spec: ImageSpec, format: Format, quality: int) -> str:
     """The cache key of a finished file: everything that its bytes depend on.
 
     Args:
         revision: of the generator part.
         precision: device kind and dtype of the models, because they change the last bits.
-        drawing: what is drawn; without guidance the negative plays no part.
+        spec: what is drawn.
         format: of the file.
         quality: of a WebP file; 0 and 100 are both lossless.
     """
-    guidance, negative = (drawing.guidance_scale, drawing.negative) if drawing.guided else (1.0, None)
-    start, seed = drawing.start, drawing.seed
+    embeds, guidance, negative = _conditions(spec)
+    start, seed = spec.start, spec.seed
     origin: tuple[bytes, ...] = ()
     if isinstance(start, ImageStart):
-        origin = (b"image", start.digest.encode(), struct.pack("<I", drawing.run_steps))
+        origin = (b"image", start.digest.encode(), struct.pack("<I", spec.run_steps))
     elif isinstance(start, NoiseStart):
-        # Nothing is random any more: all seeds are one picture.
+        # Nothing is random any more: all seeds are one image.
         origin, seed = (b"noise", start.noise_id.encode()), 0
-    numbers: tuple[Any, ...] = (drawing.width, drawing.height, drawing.steps, guidance, seed)
     return cache_key(
         IMAGE,
         revision,
         precision.encode(),
-        np.ascontiguousarray(drawing.embeds, dtype="<f4").tobytes(),
-        b"" if negative is None else np.ascontiguousarray(negative, dtype="<f4").tobytes(),
-        struct.pack("<IIIdQ", *numbers),
-        drawing.scheduler.encode(),
+        embeds,
+        negative,
+        struct.pack("<IIIdQ", spec.width, spec.height, spec.steps, guidance, seed),
+        spec.scheduler.encode(),
         format.encode(),
         bytes([quality % 100 if format == "webp" else 0]),
         *origin,
     )
 
 
-def noise_id(revision: str, precision: str, drawing: Drawing) -> str:
-    """The name of the noise that inverting ``drawing.start``, an image, gives: from everything that it depends on."""
-    assert isinstance(drawing.start, ImageStart)
-    guidance, negative = (drawing.guidance_scale, drawing.negative) if drawing.guided else (1.0, None)
+def noise_id(revision: str, precision: str, spec: ImageSpec) -> str:
+    """The name of the noise that inverting ``spec.start``, an image, gives: from everything that it depends on."""
+    assert isinstance(spec.start, ImageStart)
+    embeds, guidance, negative = _conditions(spec)
     digest = content_hash(
         precision.encode(),
-        drawing.start.digest.encode(),
-        np.ascontiguousarray(drawing.embeds, dtype="<f4").tobytes(),
-        b"" if negative is None else np.ascontiguousarray(negative, dtype="<f4").tobytes(),
-        struct.pack("<IIId", drawing.width, drawing.height, drawing.steps, guidance),
+        spec.start.digest.encode(),
+        embeds,
+        negative,
+        struct.pack("<IIId", spec.width, spec.height, spec.steps, guidance),
     )
     return f"{revision}-{digest}"
+
+
+def _conditions(spec: ImageSpec) -> tuple[bytes, float, bytes]:
+    """What the decoder is told, for keys: embeds, guidance, negative. Without guidance the last two play no part."""
+    embeds = np.ascontiguousarray(spec.embeds, dtype="<f4").tobytes()
+    if not spec.guided:
+        return embeds, 1.0, b""
+    negative = b"" if spec.negative is None else np.ascontiguousarray(spec.negative, dtype="<f4").tobytes()
+    return embeds, spec.guidance_scale, negative
 
 
 def noise_key(noise_id: str) -> str:

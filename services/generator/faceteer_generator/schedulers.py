@@ -1,7 +1,4 @@
-"""The noise schedulers served: diffusers' own, one copy a picture, and an exact DDIM step for many pictures at once.
-
-Knows nothing of the decoder; it turns a model's output and noisy latents into less noisy ones.
-"""
+"""The noise schedulers served: diffusers' own, one copy an image, and an exact DDIM step for many images at once."""
 
 from __future__ import annotations
 
@@ -45,17 +42,17 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int, device: tor
 
 
 def _drop_step_too_many(scheduler: Any) -> None:
-    """Takes back a step at timestep -1, which reads the noisiest entry of the schedule and spoils the picture.
+    """Takes back a step at timestep -1, which reads the noisiest entry of the schedule and spoils the image.
 
     diffusers' "trailing" spacing divides in floating point and appends it for some numbers of steps (61, 103, 121 and
-    122 of 1000). The one place in which a picture is meant to differ from KandinskyV22Pipeline's.
+    122 of 1000). The one place in which an image is meant to differ from KandinskyV22Pipeline's.
     """
     if scheduler.timesteps[-1] >= 0:
         return
     scheduler.timesteps = scheduler.timesteps[:-1]
     scheduler.num_inference_steps = len(scheduler.timesteps)
     if hasattr(scheduler, "sigmas"):
-        # The last sigma is that of the finished picture.
+        # The last sigma is that of the finished image.
         scheduler.sigmas = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
 
 
@@ -65,7 +62,7 @@ def takes_variance(scheduler: Any) -> bool:
 
 
 class Schedulers:
-    """Fresh schedulers of one bundle, one a picture. Not thread-safe.
+    """Fresh schedulers of one bundle, one an image. Not thread-safe.
 
     Making one from its configuration takes a millisecond, copying one some microseconds.
     """
@@ -97,7 +94,7 @@ class Schedulers:
 
 
 class DdimTable(NamedTuple):
-    """One picture's DDIM coefficients, [steps, 4] float32: roots of a, 1 - a, a' and 1 - a' (a: alphas_cumprod)."""
+    """One image's DDIM coefficients, [steps, 4] float32: roots of a, 1 - a, a' and 1 - a' (a: alphas_cumprod)."""
 
     values: torch.Tensor
 
@@ -121,13 +118,13 @@ class DdimTable(NamedTuple):
 def ddim_step(
     coefficients: torch.Tensor, prediction_type: str, model_output: torch.Tensor, latents: torch.Tensor
 ) -> torch.Tensor:
-    """Less noisy latents of n pictures at n different timesteps; deterministic (eta 0).
+    """Less noisy latents of n images at n different timesteps; deterministic (eta 0).
 
     Song et al., Denoising Diffusion Implicit Models (2021), formula 12, operation by operation in the order of
     diffusers' DDIMScheduler, so that the results are the same bits.
 
     Args:
-        coefficients: [n, 4] float32, rows of each picture's :class:`DdimTable`.
+        coefficients: [n, 4] float32, rows of each image's :class:`DdimTable`.
         prediction_type: epsilon, sample or v_prediction.
         model_output: [n, c, h, w].
         latents: [n, c, h, w].

@@ -1,7 +1,4 @@
 """SDXL with the bigG IP-Adapter: the same image embeddings drive a second decoder.
-
-Knows nothing of requests, schedulers' steps or batches; it calls models whose weights somebody loaded.
-
 The adapter takes the 1,280-d embedding of CLIP ViT-bigG-14, the negative being zeros, beside a text; the text here is
 always the empty one, whose embeds the bundle keeps, so that nothing but the image embeds says what to draw.
 """
@@ -82,7 +79,7 @@ class SdxlDecoder(Decoder):
         return int(self.scale * 2 ** (len(self.unet.config.block_out_channels) - 1))
 
     def latents_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """[1, c, h, w] of a picture."""
+        """[1, c, h, w] of an image."""
         return 1, self.channels, height // self.scale, width // self.scale
 
     def condition(self, embeds: np.ndarray | None, *, negative: bool, width: int, height: int) -> _Row:
@@ -123,7 +120,7 @@ class SdxlDecoder(Decoder):
         return (image * 0.5 + 0.5).clamp(0, 1)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The mode of the autoencoder's distribution, so that a picture has one encoding."""
+        """The mode of the autoencoder's distribution, so that an image has one encoding."""
         latents = self.vae.encode(pixels.to(self.device, _dtype_of(self.vae))).latent_dist.mode()
         scaled: torch.Tensor = (latents * self.vae.config.scaling_factor).to(self.dtype)
         return scaled

@@ -1,29 +1,27 @@
-"""Wires the generator: bundle to decoder to engine to servicer.
-
-Knows nothing of the process around it; ``python -m faceteer_generator`` and the all-in-one process both call it.
-"""
+"""Wires the generator: bundle to decoder to engine to application to servicer."""
 
 from __future__ import annotations
+
+import asyncio
 
 import grpc.aio
 import numpy as np
 import torch
 from faceteer.v1 import generator_pb2_grpc
 from faceteer_runtime.batching import ModelWorker
-from faceteer_runtime.bundle import BundleError, BundlePart
+from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.service import Resources, Service
 
+from faceteer_generator.application import Generator, Identity
 from faceteer_generator.decoder import Decoder
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.engine import Engine
 from faceteer_generator.inversion import INVERTIBLE
-from faceteer_generator.inverter import Inverter
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.model import load_decoder
 from faceteer_generator.prior import DIRECTORY as PRIOR_DIRECTORY
-from faceteer_generator.prior import Imagining, TextPrior, inspect_prior, load_prior
-from faceteer_generator.prompts import Prompt, Prompts
-from faceteer_generator.requests import LCM_MAX_STEPS, Limits
+from faceteer_generator.prior import TextPrior, inspect_prior, load_prior
+from faceteer_generator.requests import LCM_MAX_STEPS, AskedSettings, Limits
 from faceteer_generator.servicer import GeneratorServicer
 from faceteer_generator.settings import GeneratorSettings
 
@@ -54,90 +52,70 @@ def build(resources: Resources) -> Service:
         max_seeds=min(settings.generator_max_seeds, settings.generator_max_batch + settings.generator_max_queue),
     )
     _check_fit(limits, decoder, part.facts.get("embed_dim"))
+    prior_directory = part.path / PRIOR_DIRECTORY
+    has_prior = prior_directory.is_dir()
+    if has_prior:
+        inspect_prior(prior_directory)
+
+    def load_fitting_prior() -> TextPrior:
+        prior = load_prior(prior_directory, device=decoder.device, dtype=decoder.dtype)
+        if prior.embed_dim != decoder.embed_dim:
+            raise BundleError(
+                f"{prior_directory}: imagines {prior.embed_dim} dimensions, the decoder takes {decoder.embed_dim}"
+            )
+        return prior
+
     worker = ModelWorker("generator")
     denoiser = Denoiser(decoder)
     engine = Engine(
         denoiser,
         worker,
         resources.cache,
-        revision=part.revision,
-        precision=decoder.precision,
         max_batch=settings.generator_max_batch,
         max_queue=settings.generator_max_queue,
         metrics=resources.metrics,
     )
-    inverter = None
-    if decoder.prediction_type in INVERTIBLE:
-        inverter = Inverter(
-            denoiser,
-            worker,
-            resources.cache,
-            revision=part.revision,
-            precision=decoder.precision,
-            max_active=settings.generator_max_batch,
-        )
-    encoder_revision = str(part.facts.get("encoder_revision", ""))
-    servicer = GeneratorServicer(
-        engine,
-        inverter,
-        _prompts(resources, part, decoder, worker, encoder_revision, settings.generator_max_batch),
-        limits,
-        resources.cache,
+    identity = Identity(
         bundle=resources.bundle.name,
         kind=decoder.kind,
-        encoder_revision=encoder_revision,
+        revision=part.revision,
+        encoder_revision=str(part.facts.get("encoder_revision", "")),
         embed_dim=decoder.embed_dim,
+        precision=decoder.precision,
+        max_batch=settings.generator_max_batch,
+        reads_images=decoder.prediction_type in INVERTIBLE,
+    )
+    generator = Generator(
+        identity,
+        limits,
+        engine,
+        denoiser,
+        resources.cache,
+        load_prior=load_fitting_prior if has_prior else None,
         max_image_bytes=settings.generator_max_image_bytes,
         max_image_pixels=settings.generator_max_image_pixels,
     )
 
     async def warm_up() -> None:
-        """A picture in a few steps, past queue and cache: the weights are paged in and the kernels chosen."""
-        generation = limits.settle(steps=min(_WARM_UP_STEPS, limits.max_steps, LCM_MAX_STEPS), seeds=(0,))
-        (drawing,) = generation.drawings(np.zeros(decoder.embed_dim, dtype=np.float32), None)
-        picture = await worker.run(denoiser.begin, drawing)
-        while not picture.done and picture.error is None:
-            await worker.run(denoiser.step, [picture])
-        if picture.error is not None:
-            raise BundleError(f"{part.path}: the decoder cannot draw ({picture.error})")
-        await worker.run(denoiser.decode, [picture.latents])
+        """An image in a few steps, past queue and cache: the weights are paged in and the kernels chosen."""
+        asked = AskedSettings(steps=min(_WARM_UP_STEPS, limits.max_steps, LCM_MAX_STEPS), seeds=(0,))
+        (spec,) = limits.settle(asked).images(np.zeros(decoder.embed_dim, dtype=np.float32), None)
+        image = await worker.run(denoiser.begin, spec)
+        while not image.done and image.error is None:
+            await worker.run(denoiser.step, [image])
+        if image.error is not None:
+            raise BundleError(f"{part.path}: the decoder cannot draw ({image.error})")
+        await worker.run(denoiser.decode, [image.latents])
 
     def register(server: grpc.aio.Server) -> None:
-        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(servicer, server)
+        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(generator), server)
 
-    return Service(NAME, register, warm_up, engine.close)
+    async def close() -> None:
+        await engine.close()
+        # Waits for the call that runs.
+        await asyncio.to_thread(worker.close)
 
-
-def _prompts(
-    resources: Resources, part: BundlePart, decoder: Decoder, worker: ModelWorker, encoder_revision: str, most: int
-) -> Prompts | None:
-    """The bundle's prior, checked now and loaded at the first prompt; None where there is none."""
-    directory = part.path / PRIOR_DIRECTORY
-    if not directory.is_dir():
-        return None
-    inspect_prior(directory)
-
-    def load() -> TextPrior:
-        prior = load_prior(directory, device=decoder.device, dtype=decoder.dtype)
-        if prior.embed_dim != decoder.embed_dim:
-            raise BundleError(
-                f"{directory}: imagines {prior.embed_dim} dimensions, the decoder takes {decoder.embed_dim}"
-            )
-        return prior
-
-    def begin(prior: TextPrior, prompt: Prompt) -> Imagining:
-        return Imagining(prior, prompt.text, prompt.negative, prompt.seed, prompt.steps, prompt.guidance_scale)
-
-    return Prompts(
-        load,
-        begin,
-        worker,
-        resources.cache,
-        revision=part.revision,
-        encoder_revision=encoder_revision,
-        precision=decoder.precision,
-        max_active=most,
-    )
+    return Service(NAME, register, warm_up, close)
 
 
 def _check_fit(limits: Limits, decoder: Decoder, embed_dim: int | None) -> None:

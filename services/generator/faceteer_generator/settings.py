@@ -1,7 +1,4 @@
-"""What the generator service can be told, besides what every service can.
-
-Knows nothing of the model; the bundle's own defaults (size, steps, guidance) are in the bundle.
-"""
+"""The generator's own settings. A request's defaults (size, steps, guidance) are in the bundle."""
 
 from __future__ import annotations
 

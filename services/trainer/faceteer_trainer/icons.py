@@ -18,7 +18,7 @@ from faceteer_encoder.model import load_encoder
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.model import load_decoder
-from faceteer_generator.requests import Drawing
+from faceteer_generator.requests import ImageSpec
 from faceteer_library.editor import Described, LibraryEditor
 from faceteer_runtime import bundle as bundle_format
 from faceteer_runtime.bundle import Bundle
@@ -109,7 +109,7 @@ def _draw(denoiser: Denoiser, embeds: Sequence[Floats], settings: IconSettings) 
     width, height = settings.size
     pictures = [
         denoiser.begin(
-            Drawing(row, None, width, height, settings.steps, settings.guidance, settings.scheduler, settings.seed)
+            ImageSpec(row, None, width, height, settings.steps, settings.guidance, settings.scheduler, settings.seed)
         )
         for row in embeds
     ]

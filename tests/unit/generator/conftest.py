@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import faceteer_generator.service
 import grpc.aio
 import pytest
 import torch
 from faceteer.v1 import generator_pb2_grpc
 from faceteer_generator.denoise import Denoiser
+from faceteer_generator.engine import Engine
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.model import load_decoder
 from faceteer_generator.service import build
@@ -55,23 +57,30 @@ def denoiser(decoder: KandinskyDecoder) -> Denoiser:
 class Serving:
     """A running server and a stub on it; ``engine`` is reached only to see whether it has become idle."""
 
-    def __init__(self, server: RunningServer, channel: grpc.aio.Channel) -> None:
-        self.server = server
+    def __init__(self, server: RunningServer, channel: grpc.aio.Channel, engine: Engine) -> None:
+        self.server, self.engine = server, engine
         self.stub: Any = generator_pb2_grpc.GeneratorServiceStub(channel)
-        self.engine: Any = server.services[0].close.__self__  # type: ignore[attr-defined]
 
 
 @pytest.fixture
-async def serve(generator_bundle: Path) -> AsyncIterator[Callable[..., Any]]:
+async def serve(generator_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Any]]:
     """Starts a server with the settings given; everything is stopped after the test."""
     started: list[tuple[RunningServer, grpc.aio.Channel]] = []
+    engines: list[Engine] = []
+
+    class Seen(Engine):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            engines.append(self)
+
+    monkeypatch.setattr(faceteer_generator.service, "Engine", Seen)
 
     async def start_one(**settings: Any) -> Serving:
         fields = {"listen": "127.0.0.1:0", "bundle": generator_bundle, **settings}
         server = await start(GeneratorSettings(**fields), build)
         channel = grpc.aio.insecure_channel(server.address)
         started.append((server, channel))
-        return Serving(server, channel)
+        return Serving(server, channel, engines[-1])
 
     yield start_one
     for server, channel in started:

@@ -15,11 +15,10 @@ from faceteer_generator.checkpoint import available_bytes, ensure_room, is_finit
 from faceteer_generator.decoder import compiled_rows, padded
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.kandinsky import KandinskyDecoder
-from faceteer_generator.model import load_decoder, target_device
-from faceteer_generator.placement import offload_between
+from faceteer_generator.model import load_decoder, offload_between, target_device
 from faceteer_runtime.bundle import BundleError
 from safetensors.torch import load_file, save_file
-from unit.generator.generator_drawings import drawing
+from unit.generator.generator_specs import image_spec
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 MOVQ = "movq/diffusion_pytorch_model.safetensors"
@@ -164,7 +163,7 @@ def test_headers_are_read_without_the_weights(copied: Path) -> None:
 
 @pytest.mark.parametrize("how", ["model", "sequential"])
 def test_offloaded_models_draw_the_same_picture(copied: Path, how: Any) -> None:
-    asked = drawing(1, steps=2)
+    asked = image_spec(1, steps=2)
     pictures = []
     for offload in (False, True):
         decoder = load_decoder(copied)
@@ -198,7 +197,7 @@ def test_compiled_models_see_few_numbers_of_rows(copied: Path) -> None:
     import dataclasses
 
     denoiser = Denoiser(dataclasses.replace(decoder, unet=unet, compiled=True))
-    together = [denoiser.begin(drawing(seed, steps=2)) for seed in range(3)]
+    together = [denoiser.begin(image_spec(seed, steps=2)) for seed in range(3)]
     while not together[0].done:
         denoiser.step(together)
     assert set(seen) == {8}

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, KandinskyV22Pipeline
-from faceteer_generator.denoise import Denoiser, Picture, PictureFailed
+from faceteer_generator.denoise import Denoiser, Denoising, ImageFailed, reduced
 from faceteer_generator.kandinsky import KandinskyDecoder as Decoder
-from faceteer_generator.previews import reduced
-from faceteer_generator.requests import Drawing
+from faceteer_generator.requests import ImageSpec
 from faceteer_generator.schedulers import CLASSES, DdimTable, ddim_step, estimate_clean, make_scheduler
 from tiny_bundle import EMBED_DIM
-from unit.generator.generator_drawings import drawing, embeds_of
+from unit.generator.generator_specs import embeds_of, image_spec
 
 NAMES = tuple(CLASSES)
 
@@ -29,7 +28,7 @@ def pipeline(decoder: Decoder) -> KandinskyV22Pipeline:
     return pipe
 
 
-def draw(denoiser: Denoiser, *drawings: Drawing) -> list[Picture]:
+def draw(denoiser: Denoiser, *drawings: ImageSpec) -> list[Denoising]:
     """Draws all together, each leaving when it is done."""
     pictures = [denoiser.begin(one) for one in drawings]
     while running := [picture for picture in pictures if not picture.done]:
@@ -37,7 +36,7 @@ def draw(denoiser: Denoiser, *drawings: Drawing) -> list[Picture]:
     return pictures
 
 
-def by_pipeline(pipeline: KandinskyV22Pipeline, scheduler: Any, asked: Drawing, output_type: str) -> Any:
+def by_pipeline(pipeline: KandinskyV22Pipeline, scheduler: Any, asked: ImageSpec, output_type: str) -> Any:
     pipeline.scheduler = scheduler
     negative = torch.full((1, EMBED_DIM), 0.5) if asked.negative is None else torch.tensor(asked.negative)[None]
     return pipeline(
@@ -62,7 +61,7 @@ def stripped(name: str, config: dict[str, Any]) -> Any:
 def test_one_picture_is_the_pipelines_bit_for_bit(
     decoder: Decoder, denoiser: Denoiser, pipeline: KandinskyV22Pipeline, name: str, guidance: float
 ) -> None:
-    asked = drawing(5, scheduler=name, guidance_scale=guidance, steps=5, width=128, seed=2**64 - 3)
+    asked = image_spec(5, scheduler=name, guidance_scale=guidance, steps=5, width=128, seed=2**64 - 3)
     (picture,) = draw(denoiser, asked)
     latents = by_pipeline(pipeline, stripped(name, decoder.scheduler_config), asked, "latent")
     assert torch.equal(picture.latents, latents)
@@ -78,7 +77,7 @@ def test_one_picture_is_that_of_a_pipeline_loaded_the_usual_way(
 ) -> None:
     usual = KandinskyV22Pipeline.from_pretrained(generator_bundle / "generator")
     usual.set_progress_bar_config(disable=True)
-    asked = drawing(4, scheduler=name, guidance_scale=3.0, steps=6)
+    asked = image_spec(4, scheduler=name, guidance_scale=3.0, steps=6)
     (picture,) = draw(denoiser, asked)
     (expected,) = by_pipeline(usual, stripped(name, decoder.scheduler_config), asked, "pil")
     (pixels,) = denoiser.decode([picture.latents])
@@ -89,7 +88,7 @@ def test_one_picture_is_that_of_a_pipeline_loaded_the_usual_way(
 def test_a_requests_own_negative_is_the_pipelines_too(
     decoder: Decoder, denoiser: Denoiser, pipeline: KandinskyV22Pipeline
 ) -> None:
-    asked = drawing(5, negative=embeds_of(8), guidance_scale=3.0)
+    asked = image_spec(5, negative=embeds_of(8), guidance_scale=3.0)
     (picture,) = draw(denoiser, asked)
     assert torch.equal(
         picture.latents, by_pipeline(pipeline, stripped("ddim", decoder.scheduler_config), asked, "latent")
@@ -110,7 +109,7 @@ def learned_variance(decoder: Decoder) -> Decoder:
 def test_a_learned_variance_is_used_by_ddpm_and_stripped_for_the_others(
     learned_variance: Decoder, pipeline: KandinskyV22Pipeline, name: str, guidance: float
 ) -> None:
-    asked = drawing(6, scheduler=name, guidance_scale=guidance, steps=5)
+    asked = image_spec(6, scheduler=name, guidance_scale=guidance, steps=5)
     (picture,) = draw(Denoiser(learned_variance), asked)
     config = learned_variance.scheduler_config
     scheduler = DDPMScheduler.from_config(config) if name == "ddpm" else stripped(name, config)
@@ -118,10 +117,10 @@ def test_a_learned_variance_is_used_by_ddpm_and_stripped_for_the_others(
     assert torch.equal(picture.latents, by_pipeline(pipeline, scheduler, asked, "latent"))
 
 
-def mixed() -> list[Drawing]:
+def mixed() -> list[ImageSpec]:
     """Every scheduler, with and without guidance, two sizes, different steps, own and common negatives."""
     return [
-        drawing(
+        image_spec(
             seed,
             scheduler=NAMES[seed % 4],
             guidance_scale=(0.5, 3.0, 7.0)[seed % 3],
@@ -141,19 +140,21 @@ def test_a_picture_is_the_same_whatever_shares_its_batch(denoiser: Denoiser) -> 
 
 
 def test_joining_and_pausing_midway_changes_nothing(denoiser: Denoiser) -> None:
-    first, second, third = (denoiser.begin(asked) for asked in (drawing(1, steps=8), drawing(2, steps=5), drawing(3)))
+    first, second, third = (
+        denoiser.begin(asked) for asked in (image_spec(1, steps=8), image_spec(2, steps=5), image_spec(3))
+    )
     denoiser.step([first])
     denoiser.step([first, second])
     denoiser.step([third, second])
     while running := [picture for picture in (second, first, third) if not picture.done]:
         denoiser.step(running)
     for picture in (first, second, third):
-        (alone,) = draw(denoiser, picture.drawing)
+        (alone,) = draw(denoiser, picture.spec)
         assert torch.allclose(picture.latents, alone.latents, rtol=1e-4, atol=1e-4)
 
 
 def test_pictures_decoded_together_are_those_decoded_alone(denoiser: Denoiser) -> None:
-    pictures = draw(denoiser, *(drawing(seed) for seed in range(5)))
+    pictures = draw(denoiser, *(image_spec(seed) for seed in range(5)))
     together = denoiser.decode([picture.latents for picture in pictures])
     for picture, pixels in zip(pictures, together, strict=True):
         (alone,) = denoiser.decode([picture.latents])
@@ -220,7 +221,7 @@ def test_no_number_of_steps_reads_the_noise_schedule_from_its_end(decoder: Decod
 
 
 def test_pictures_share_no_scheduler_state(denoiser: Denoiser) -> None:
-    first, second = (denoiser.begin(drawing(1, scheduler="dpm_solver_pp")) for _ in range(2))
+    first, second = (denoiser.begin(image_spec(1, scheduler="dpm_solver_pp")) for _ in range(2))
     denoiser.step([first])
     assert second.scheduler.model_outputs == [None, None]
     assert second.scheduler.step_index is None
@@ -236,19 +237,19 @@ def test_a_preview_has_at_most_128_pixels_a_side() -> None:
 
 
 def test_one_picture_that_overflows_fails_alone(denoiser: Denoiser) -> None:
-    wild = denoiser.begin(drawing(1, embeds=np.full(EMBED_DIM, 3e38, dtype=np.float32)))
-    good = denoiser.begin(drawing(2))
+    wild = denoiser.begin(image_spec(1, embeds=np.full(EMBED_DIM, 3e38, dtype=np.float32)))
+    good = denoiser.begin(image_spec(2))
     while not good.done:
         denoiser.step([good] if wild.error else [wild, good])
-    assert isinstance(wild.error, PictureFailed)
+    assert isinstance(wild.error, ImageFailed)
     assert "seed 1" in str(wild.error)
-    (alone,) = draw(denoiser, drawing(2))
+    (alone,) = draw(denoiser, image_spec(2))
     assert good.error is None
     assert torch.allclose(good.latents, alone.latents, rtol=1e-4, atol=1e-4)
 
 
 def test_a_picture_that_breaks_the_whole_call_fails_alone(denoiser: Denoiser) -> None:
-    broken, good = denoiser.begin(drawing(1)), denoiser.begin(drawing(2))
+    broken, good = denoiser.begin(image_spec(1)), denoiser.begin(image_spec(2))
     broken.positive = broken.positive[:, :-1]
     denoiser.step([broken, good])
     assert broken.error is not None
@@ -258,7 +259,7 @@ def test_a_picture_that_breaks_the_whole_call_fails_alone(denoiser: Denoiser) ->
 
 def test_the_estimate_for_a_preview_ends_at_the_picture(denoiser: Denoiser) -> None:
     for name in NAMES:
-        picture = denoiser.begin(drawing(3, scheduler=name, steps=6))
+        picture = denoiser.begin(image_spec(3, scheduler=name, steps=6))
         estimates = []
         while not picture.done:
             denoiser.step([picture], [True])
@@ -269,7 +270,7 @@ def test_the_estimate_for_a_preview_ends_at_the_picture(denoiser: Denoiser) -> N
         # The last step of a deterministic scheduler is the estimate itself.
         if name in ("ddim", "dpm_solver_pp"):
             assert distances[-1] < 0.05 * float(picture.latents.norm())
-    picture = denoiser.begin(drawing(3))
+    picture = denoiser.begin(image_spec(3))
     denoiser.step([picture], [False])
     assert picture.clean is None
 
@@ -279,6 +280,6 @@ def test_noise_belongs_to_the_picture(denoiser: Denoiser) -> None:
         warnings.simplefilter("error")
         frozen = embeds_of(1)
         frozen.setflags(write=False)
-        first, again, other = (denoiser.begin(drawing(seed, embeds=frozen)) for seed in (1, 1, 2))
+        first, again, other = (denoiser.begin(image_spec(seed, embeds=frozen)) for seed in (1, 1, 2))
     assert torch.equal(first.latents, again.latents)
     assert not torch.equal(first.latents, other.latents)

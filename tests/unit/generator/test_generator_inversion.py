@@ -17,12 +17,12 @@ from faceteer_generator.denoise import Denoiser
 from faceteer_generator.inversion import Inversion, linear_step
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.model import load_decoder
-from faceteer_generator.requests import Drawing, ImageStart, NoiseStart
+from faceteer_generator.requests import ImageSpec, ImageStart, NoiseStart
 from faceteer_generator.schedulers import DdimTable
 from PIL import Image
 from rpc_errors import read_error
 from tiny_bundle import EMBED_DIM, picture, picture_bytes
-from unit.generator.generator_drawings import drawing, embeds_of
+from unit.generator.generator_specs import embeds_of, image_spec
 from unit.generator.small_kandinsky import write_small_kandinsky
 
 POSTCARDS = Path(__file__).parents[3] / "deploy" / "bundles" / "postcards"
@@ -46,7 +46,7 @@ def test_steps_of_a_model_that_predicts_the_sample_cannot_be_inverted() -> None:
         linear_step("sample", 0.5, 0.8, 1.0, 0.0)
 
 
-def inverted(denoiser: Denoiser, asked: Drawing, iterations: int) -> Inversion:
+def inverted(denoiser: Denoiser, asked: ImageSpec, iterations: int) -> Inversion:
     inversion = denoiser.begin_inversion(asked)
     inversion._iterations = iterations
     while not inversion.done:
@@ -54,11 +54,11 @@ def inverted(denoiser: Denoiser, asked: Drawing, iterations: int) -> Inversion:
     return inversion
 
 
-def error_of(denoiser: Denoiser, asked: Drawing, inversion: Inversion) -> float:
+def error_of(denoiser: Denoiser, asked: ImageSpec, inversion: Inversion) -> float:
     """How far the latents drawn from the noise are from the picture's, relative."""
     assert isinstance(asked.start, ImageStart)
     fields = {name: getattr(asked, name) for name in asked.__dataclass_fields__}
-    again = denoiser.begin(Drawing(**(fields | {"start": NoiseStart(inversion.noise, "noise")})))
+    again = denoiser.begin(ImageSpec(**(fields | {"start": NoiseStart(inversion.noise, "noise")})))
     while not again.done:
         denoiser.step([again])
     true = denoiser.encode(asked.start.pixels)
@@ -78,7 +78,7 @@ def test_the_noise_of_a_postcard_draws_it_again_and_iterations_improve_it(postca
     with Image.open(POSTCARDS / "examples" / "boat-day.png") as image:
         pixels = np.array(image.convert("RGB").resize((64, 64)))
     (embeds,) = encoder.encode_images([pixels])
-    asked = drawing(0, embeds=embeds, steps=15, guidance_scale=guidance, start=ImageStart.of(pixels))
+    asked = image_spec(0, embeds=embeds, steps=15, guidance_scale=guidance, start=ImageStart.of(pixels))
     once, often = inverted(postcards, asked, 1), inverted(postcards, asked, 12)
     assert once.calls == 15 < often.calls <= 180
     errors = error_of(postcards, asked, once), error_of(postcards, asked, often)
@@ -93,7 +93,7 @@ def test_a_published_layout_is_inverted_though_its_scheduler_clips(tmp_path: Pat
     # Random weights change their mind over a step as no trained ones do.
     decoder.unet.conv_out.weight.mul_(0.1)
     denoiser = Denoiser(decoder)
-    asked = drawing(2, steps=20, guidance_scale=1.0, start=ImageStart.of(np.array(picture(3, 64))))
+    asked = image_spec(2, steps=20, guidance_scale=1.0, start=ImageStart.of(np.array(picture(3, 64))))
     errors = [error_of(denoiser, asked, inverted(denoiser, asked, iterations)) for iterations in (1, 8)]
     assert errors[1] < 0.1
     assert errors[1] < errors[0] / 5

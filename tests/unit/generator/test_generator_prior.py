@@ -15,6 +15,7 @@ import torch
 from diffusers import KandinskyV22PriorPipeline, PriorTransformer, UnCLIPScheduler
 from faceteer.v1 import generator_pb2, tensor_pb2
 from faceteer_generator.prior import Imagining, TextPrior, inspect_prior, load_prior
+from faceteer_generator.prompts import Prompt
 from faceteer_runtime.bundle import BundleError, seal
 from faceteer_runtime.cache_keys import embeds_content_id
 from rpc_errors import read_error
@@ -66,7 +67,7 @@ def pipeline(directory: Path) -> KandinskyV22PriorPipeline:
 def test_an_imagined_embedding_is_the_stock_pipelines(
     models: TextPrior, pipeline: KandinskyV22PriorPipeline, negative: str, guidance: float, steps: int
 ) -> None:
-    imagining = Imagining(models, "A cat, 2 cats", negative, 2**63 + 5, steps, guidance)
+    imagining = Imagining(models, Prompt("A cat, 2 cats", negative, 2**63 + 5, steps, guidance))
     calls = 0
     while not imagining.done:
         imagining.advance()
@@ -86,7 +87,7 @@ def test_an_imagined_embedding_is_the_stock_pipelines(
 
 
 def test_the_embedding_is_in_the_encoders_own_scale(models: TextPrior) -> None:
-    imagining = Imagining(models, "a cat", "", 1, 3, 4.0)
+    imagining = Imagining(models, Prompt("a cat", "", 1, 3, 4.0))
     while not imagining.done:
         imagining.advance()
     latents = imagining._latents[0].numpy()
@@ -97,7 +98,7 @@ def test_the_embedding_is_in_the_encoders_own_scale(models: TextPrior) -> None:
 def test_texts_beyond_the_models_length_are_cut(models: TextPrior) -> None:
     embeds = []
     for text in ("cat " * 100, "cat " * 90):
-        imagining = Imagining(models, text, "", 1, 2, 1.0)
+        imagining = Imagining(models, Prompt(text, "", 1, 2, 1.0))
         while not imagining.done:
             imagining.advance()
         embeds.append(imagining.embeds())
@@ -164,7 +165,7 @@ async def test_a_prompt_becomes_a_cached_embedding_that_draws(serve: Any, bundle
     assert len({answer.embedding.embedding_id for answer in answers}) == 1
     answer = answers[0]
     embeds = np.frombuffer(answer.embedding.embeds.data, dtype="<f4")
-    imagining = Imagining(models, "a cat", "", 3, 3, 4.0)
+    imagining = Imagining(models, Prompt("a cat", "", 3, 3, 4.0))
     while not imagining.done:
         imagining.advance()
     assert np.array_equal(embeds, imagining.embeds())

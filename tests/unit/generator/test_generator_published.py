@@ -11,16 +11,16 @@ import pytest
 import torch
 from diffusers import KandinskyV22Img2ImgPipeline, KandinskyV22Pipeline, PriorTransformer, UNet2DConditionModel, VQModel
 from faceteer_generator.checkpoint import check_against, modern_name, stored_tensors
-from faceteer_generator.denoise import Denoiser, Picture
+from faceteer_generator.denoise import Denoiser, Denoising
 from faceteer_generator.kandinsky import KandinskyDecoder
 from faceteer_generator.model import load_decoder
-from faceteer_generator.requests import Drawing, ImageStart
+from faceteer_generator.requests import ImageSpec, ImageStart
 from faceteer_generator.schedulers import CLASSES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_bundle import picture
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-from unit.generator.generator_drawings import drawing, embeds_of
+from unit.generator.generator_specs import embeds_of, image_spec
 from unit.generator.small_kandinsky import published, write_small_kandinsky
 
 NAMES = tuple(CLASSES)
@@ -75,7 +75,7 @@ def stock(path: Path, decoder: KandinskyDecoder, name: str, cls: Any = Kandinsky
     return pipe
 
 
-def drawn(decoder: KandinskyDecoder, asked: Drawing) -> Picture:
+def drawn(decoder: KandinskyDecoder, asked: ImageSpec) -> Denoising:
     denoiser = Denoiser(decoder)
     one = denoiser.begin(asked)
     while not one.done:
@@ -83,7 +83,7 @@ def drawn(decoder: KandinskyDecoder, asked: Drawing) -> Picture:
     return one
 
 
-def by_stock(pipe: Any, decoder: KandinskyDecoder, asked: Drawing, **options: Any) -> torch.Tensor:
+def by_stock(pipe: Any, decoder: KandinskyDecoder, asked: ImageSpec, **options: Any) -> torch.Tensor:
     negative = decoder.negative_embeds if asked.negative is None else torch.tensor(asked.negative)
     sizes = {"width": asked.width, "height": asked.height}
     latents: torch.Tensor = pipe(
@@ -104,7 +104,9 @@ def by_stock(pipe: Any, decoder: KandinskyDecoder, asked: Drawing, **options: An
 def test_a_published_layout_draws_as_the_stock_pipeline_does(
     checkpoints: dict[str, Path], loaded: dict[str, KandinskyDecoder], variant: str, name: str, guidance: float
 ) -> None:
-    asked = drawing(3, scheduler=name, guidance_scale=guidance, steps=4, width=192, height=128, negative=embeds_of(9))
+    asked = image_spec(
+        3, scheduler=name, guidance_scale=guidance, steps=4, width=192, height=128, negative=embeds_of(9)
+    )
     pipe = stock(checkpoints[variant], loaded[variant], name)
     assert torch.equal(drawn(loaded[variant], asked).latents, by_stock(pipe, loaded[variant], asked))
 
@@ -114,7 +116,7 @@ def test_full_sizes_draw_as_the_stock_pipeline_does(
     checkpoints: dict[str, Path], loaded: dict[str, KandinskyDecoder], size: tuple[int, int]
 ) -> None:
     decoder = loaded["as published"]
-    asked = drawing(3, scheduler="ddpm", guidance_scale=4.0, steps=1, width=size[0], height=size[1])
+    asked = image_spec(3, scheduler="ddpm", guidance_scale=4.0, steps=1, width=size[0], height=size[1])
     ours = drawn(decoder, asked).latents
     assert ours.shape == (1, 4, size[1] // 8, size[0] // 8)
     assert torch.equal(ours, by_stock(stock(checkpoints["as published"], decoder, "ddpm"), decoder, asked))
@@ -129,7 +131,7 @@ def test_an_image_start_is_the_stock_image_to_image_pipelines(
     pixels = np.array(picture(7, 192).crop((0, 30, 192, 158)))
     # As a float32 field of a request gives it.
     start = ImageStart.of(pixels, float(np.float32(strength)))
-    asked = drawing(3, scheduler=name, guidance_scale=4.0, steps=10, width=192, height=128, start=start)
+    asked = image_spec(3, scheduler=name, guidance_scale=4.0, steps=10, width=192, height=128, start=start)
     ours = drawn(decoder, asked)
     assert ours.position == asked.run_steps == round(10 * strength)
     pipe = stock(checkpoints["learned variance"], decoder, name, KandinskyV22Img2ImgPipeline)

@@ -14,13 +14,13 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from faceteer.v1 import generator_pb2, tensor_pb2
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.model import load_decoder
-from faceteer_generator.requests import Drawing
+from faceteer_generator.requests import ImageSpec
 from faceteer_generator.schedulers import CLASSES
 from faceteer_generator.sdxl import SdxlDecoder, _adapter_shapes
 from faceteer_runtime.bundle import BundleError, seal
 from safetensors.torch import load_file, save_file
 from tiny_bundle import EMBED_DIM, picture_bytes
-from unit.generator.generator_drawings import drawing, embeds_of
+from unit.generator.generator_specs import embeds_of, image_spec
 from unit.generator.small_sdxl import PUBLISHED_UNET, write_small_sdxl
 
 NAMES = tuple(CLASSES)
@@ -74,7 +74,7 @@ def pipeline(directory: Path) -> StableDiffusionXLPipeline:
     return pipe
 
 
-def by_pipeline(pipeline: StableDiffusionXLPipeline, decoder: SdxlDecoder, asked: Drawing, output_type: str) -> Any:
+def by_pipeline(pipeline: StableDiffusionXLPipeline, decoder: SdxlDecoder, asked: ImageSpec, output_type: str) -> Any:
     pipeline.scheduler = CLASSES[asked.scheduler].from_config(decoder.scheduler_config)
     embeds = torch.tensor(asked.embeds)[None, None]
     negative = torch.zeros_like(embeds) if asked.negative is None else torch.tensor(asked.negative)[None, None]
@@ -95,7 +95,7 @@ def by_pipeline(pipeline: StableDiffusionXLPipeline, decoder: SdxlDecoder, asked
 def test_one_picture_is_the_stock_pipelines(
     decoder: SdxlDecoder, pipeline: StableDiffusionXLPipeline, name: str, guidance: float
 ) -> None:
-    asked = drawing(5, scheduler=name, guidance_scale=guidance, steps=3, width=96, height=64)
+    asked = image_spec(5, scheduler=name, guidance_scale=guidance, steps=3, width=96, height=64)
     denoiser = Denoiser(decoder)
     ours = denoiser.begin(asked)
     while not ours.done:
@@ -116,9 +116,9 @@ def test_embeds_matter_and_a_requests_own_negative_is_used(
     denoiser = Denoiser(decoder)
     drawn = []
     for asked in (
-        drawing(5, guidance_scale=3.0, negative=embeds_of(8)),
-        drawing(5, guidance_scale=3.0),
-        drawing(5, guidance_scale=3.0, embeds=embeds_of(6)),
+        image_spec(5, guidance_scale=3.0, negative=embeds_of(8)),
+        image_spec(5, guidance_scale=3.0),
+        image_spec(5, guidance_scale=3.0, embeds=embeds_of(6)),
     ):
         one = denoiser.begin(asked)
         while not one.done:
@@ -131,7 +131,7 @@ def test_embeds_matter_and_a_requests_own_negative_is_used(
 
 def test_pictures_drawn_together_are_those_drawn_alone(decoder: SdxlDecoder) -> None:
     denoiser = Denoiser(decoder)
-    together = [denoiser.begin(drawing(seed, guidance_scale=(1.0, 4.0)[seed % 2])) for seed in range(4)]
+    together = [denoiser.begin(image_spec(seed, guidance_scale=(1.0, 4.0)[seed % 2])) for seed in range(4)]
     while running := [one for one in together if not one.done]:
         denoiser.step(running)
     for one in together:

@@ -19,7 +19,7 @@ from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
 from PIL import Image
 from rpc_errors import read_error
 from tiny_bundle import EMBED_DIM
-from unit.generator.generator_drawings import embeds_of
+from unit.generator.generator_specs import embeds_of
 
 REVISION = "0123456789abcdef"
 

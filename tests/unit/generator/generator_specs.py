@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from faceteer_generator.requests import Drawing
+from faceteer_generator.requests import ImageSpec
 from tiny_bundle import EMBED_DIM
 
 
@@ -14,7 +14,7 @@ def embeds_of(seed: int) -> np.ndarray:
     return (5 * np.random.default_rng(seed).standard_normal(EMBED_DIM)).astype(np.float32)
 
 
-def drawing(number: int = 1, **changes: Any) -> Drawing:
+def image_spec(number: int = 1, **changes: Any) -> ImageSpec:
     """A drawing of the embeds and seed of this number."""
     fields: dict[str, Any] = {
         "embeds": embeds_of(number),
@@ -26,4 +26,4 @@ def drawing(number: int = 1, **changes: Any) -> Drawing:
         "scheduler": "ddim",
         "seed": number,
     }
-    return Drawing(**(fields | changes))
+    return ImageSpec(**(fields | changes))

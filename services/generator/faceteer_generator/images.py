@@ -1,7 +1,4 @@
-"""Picture files to pixels of a given size, and pixels to files: PNG and WebP.
-
-Knows nothing of where files come from or what the pixels are for. Slow enough to be kept off an event loop.
-"""
+"""Image files to pixels of a given size, and pixels to files: PNG and WebP. Too slow for an event loop."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from faceteer_generator.requests import Format
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
-def read_picture(data: bytes, width: int, height: int, *, field: str, max_bytes: int, max_pixels: int) -> np.ndarray:
-    """Decodes one picture, upright, on white, scaled to cover ``width`` x ``height`` and cropped around its middle.
+def read_image(data: bytes, width: int, height: int, *, field: str, max_bytes: int, max_pixels: int) -> np.ndarray:
+    """Decodes one image, upright, on white, scaled to cover ``width`` x ``height`` and cropped around its middle.
 
-    A picture that has this size already is returned as it is.
+    An image that has this size already is returned as it is.
 
     Args:
         data: a whole PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF file.
@@ -29,14 +26,14 @@ def read_picture(data: bytes, width: int, height: int, *, field: str, max_bytes:
         height: pixels.
         field: the request's field, for errors.
         max_bytes: most bytes of the file.
-        max_pixels: most pixels in it; nothing is decoded of a picture with more.
+        max_pixels: most pixels in it; nothing is decoded of an image with more.
 
     Returns:
         uint8 [height, width, 3], sRGB as stored.
 
     Raises:
         ImageTooLarge: more bytes or pixels than allowed.
-        UnreadableImage: not a whole picture of these formats.
+        UnreadableImage: not a whole image of these formats.
     """
     if not data:
         raise UnreadableImage(field, "is empty")
@@ -61,7 +58,7 @@ def read_picture(data: bytes, width: int, height: int, *, field: str, max_bytes:
         raise UnreadableImage(field, f"is damaged or cut off ({reason})") from None
 
 
-def encode_picture(pixels: np.ndarray, format: Format, quality: int = 0) -> bytes:
+def encode_image(pixels: np.ndarray, format: Format, quality: int = 0) -> bytes:
     """A whole file.
 
     Args:
@@ -103,7 +100,7 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """First frame, upright, on white, 8 bits a channel."""
     image.load()
-    # Metadata that cannot be read says nothing about orientation; the picture itself has been read.
+    # Metadata that cannot be read says nothing about orientation; the image itself has been read.
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
