@@ -203,7 +203,7 @@ def test_compiled_models_see_few_numbers_of_rows(copied: Path) -> None:
     assert set(seen) == {8}
     plain = Denoiser(decoder)
     for one in together:
-        alone = plain.begin(one.drawing)
+        alone = plain.begin(one.spec)
         while not alone.done:
             plain.step([alone])
         torch.testing.assert_close(one.latents, alone.latents, rtol=1e-4, atol=1e-4)

@@ -135,7 +135,7 @@ def test_pictures_drawn_together_are_those_drawn_alone(decoder: SdxlDecoder) -> 
     while running := [one for one in together if not one.done]:
         denoiser.step(running)
     for one in together:
-        alone = denoiser.begin(one.drawing)
+        alone = denoiser.begin(one.spec)
         while not alone.done:
             denoiser.step([alone])
         torch.testing.assert_close(one.latents, alone.latents, rtol=1e-4, atol=1e-4)
