@@ -1,7 +1,4 @@
-"""Reads a safetensors file and believes nothing: every fault is one sentence that names the file and the tensor.
-
-Knows nothing of what the tensors are for.
-"""
+"""Reads a safetensors file and checks everything: each fault is one sentence that names the file and the tensor."""
 
 from __future__ import annotations
 

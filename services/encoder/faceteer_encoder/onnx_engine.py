@@ -1,6 +1,6 @@
 """The image tower run by ONNX Runtime instead of torch.
 
-Knows nothing of pictures or texts: normalised pixels in, embeddings out. On a GPU it runs there or not at all: ONNX
+Normalised pixels in, embeddings out. On a GPU it runs there or not at all: ONNX
 Runtime's own way of falling back to the CPU with a line in a log would serve at a hundredth of the speed.
 """
 

@@ -1,6 +1,6 @@
 """Writes an encoder's image tower as an ONNX file, and holds it against torch before anyone relies on it.
 
-Needs onnx and onnxscript (the trainer's extra ``onnx``); the service needs neither. Knows nothing of manifests.
+Needs onnx and onnxscript (the trainer's extra ``onnx``); the service needs neither.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Picture bytes to the pixels that the model sees.
 
-Knows nothing of the model. Nothing is decoded before the header has said how many pixels there are; resizing and
+Nothing is decoded before the header has said how many pixels there are; resizing and
 cropping are open_clip's own, so that embeddings are those of the reference implementation.
 """
 

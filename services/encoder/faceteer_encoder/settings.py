@@ -1,6 +1,6 @@
 """Settings of the encoder service, beside those that all services share.
 
-Knows nothing of other services; ``encoder_`` begins every name so that one process can read everybody's.
+``encoder_`` begins every name, so that one process can read all services' settings.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     image_processor/ preprocessor_config.json
     text_encoder/    config.json, model.safetensors: CLIPTextModelWithProjection; optional
 
-Knows nothing of how the model runs. The two libraries hold the same numbers under other names; open_clip keeps query,
+The two libraries hold the same numbers under other names; open_clip keeps query,
 key and value as one matrix, and its projections the other way round.
 """
 

@@ -1,7 +1,4 @@
-"""Whether new calls are taken, and how many are being answered.
-
-Knows nothing of gRPC.
-"""
+"""Whether new calls are taken, and how many are being answered."""
 
 from __future__ import annotations
 

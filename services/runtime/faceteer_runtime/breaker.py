@@ -1,7 +1,4 @@
-"""A circuit breaker: stop asking what does not answer, and look again from time to time.
-
-Knows nothing of what it protects.
-"""
+"""A circuit breaker: stops asking what does not answer, and tries again from time to time."""
 
 from __future__ import annotations
 

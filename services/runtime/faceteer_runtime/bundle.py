@@ -1,6 +1,6 @@
 """Bundles on disk: opening, sealing and verifying (docs/bundles.md).
 
-Knows nothing of what the parts' files hold; it reads ``bundle.json`` and hashes bytes.
+Only ``bundle.json`` is read; the parts' files are hashed, and belong to their services.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cache that services share: an in-process tier in front of Redis. It never raises and never blocks.
 
-Knows nothing of what is cached; values are :data:`Record`, keys come from :mod:`faceteer_runtime.cache_keys`.
+Values are :data:`Record`; keys come from :mod:`faceteer_runtime.cache_keys`.
 """
 
 from __future__ import annotations

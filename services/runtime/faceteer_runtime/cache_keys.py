@@ -1,6 +1,6 @@
 """The names of cached things: content addressed, so that nothing is ever invalidated.
 
-Knows nothing of the cache itself. Every key carries the kind, the revision of what computed the value (weights and
+Every key carries the kind, the revision of what computed the value (weights and
 preprocessing) and a hash of everything else that the value depends on.
 """
 

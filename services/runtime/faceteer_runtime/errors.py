@@ -1,7 +1,7 @@
 """Every way a request can fail, each with its own status, reason and words for the caller.
 
-Knows nothing of gRPC: ``status`` and ``reason`` are names, which :mod:`faceteer_runtime.status` turns into a
-``google.rpc.Status``. Domain code raises these; one interceptor maps them.
+Domain code raises these, so this module needs no gRPC: ``status`` and ``reason`` are names, which
+:mod:`faceteer_runtime.status` turns into a ``google.rpc.Status``; one interceptor maps them.
 
 The life of a request, and what can be raised at each step::
 
@@ -9,7 +9,7 @@ The life of a request, and what can be raised at each step::
     read ........... InvalidField, UnreadableImage, ImageTooLarge, BatchTooLarge
     looked up ...... EmbeddingExpired, NoiseExpired, UnknownFeature, IconNotMade, RevisionMismatch, NotInBundle
     queued, run .... QueueFull
-    passed on ...... UpstreamUnavailable, DeadlineExceeded
+    called others .. UpstreamUnavailable, DeadlineExceeded
     anything else .. INTERNAL, without the exception's text
 """
 

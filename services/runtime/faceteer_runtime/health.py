@@ -1,7 +1,4 @@
-"""Health per service: NOT_SERVING until the warm-up has passed, NOT_SERVING again when draining begins.
-
-Knows nothing of what the services do.
-"""
+"""Health per service: NOT_SERVING until the warm-up has passed, NOT_SERVING again when draining begins."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Asks a server's gRPC health and says so by exit status: the container health check.
 
-Knows nothing of the service behind the address. Usage: ``python -m faceteer_runtime.healthcheck HOST:PORT``.
+Usage: ``python -m faceteer_runtime.healthcheck HOST:PORT``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What happens around every call: request id, admission, errors to statuses, metrics.
 
-Knows nothing of what the calls do. One interceptor wraps all four shapes of call; each wrapped handler is made once per
+One interceptor wraps all four shapes of call; each wrapped handler is made once per
 method and kept, so a call costs a dictionary look-up and a few microseconds of bookkeeping.
 """
 

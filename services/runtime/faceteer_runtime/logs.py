@@ -1,6 +1,6 @@
 """One line a log record on stderr: time, level, logger, request id, message.
 
-Knows nothing of who logs. A traceback becomes part of its line, so that lines stay records.
+A traceback becomes part of its line, so that lines stay records.
 """
 
 from __future__ import annotations

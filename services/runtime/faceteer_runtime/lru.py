@@ -1,6 +1,6 @@
 """The in-process cache: least recently used out first, bounded by bytes.
 
-Knows nothing of Redis or of what the records mean. Used from the event loop only, so it takes no lock.
+Used from the event loop only, so it takes no lock.
 """
 
 from __future__ import annotations

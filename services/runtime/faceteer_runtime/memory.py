@@ -1,6 +1,6 @@
 """Whether there is room: a process that is killed for memory leaves no sentence behind, so the room is asked for first.
 
-Knows nothing of GPUs or of what is to be loaded.
+Main memory only; a GPU's own is its library's to check.
 """
 
 from __future__ import annotations

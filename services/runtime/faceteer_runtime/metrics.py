@@ -1,6 +1,6 @@
 """Prometheus metrics with bounded labels, on a registry of their own.
 
-Knows nothing of who reports to it. Labels are names from our own code (services, methods, codes, kinds, tiers), never
+Labels are names from our own code (services, methods, codes, kinds, tiers), never
 anything that a request carries.
 """
 

@@ -1,6 +1,6 @@
 """Cached values as bytes: named arrays behind a header that says what they are and whose.
 
-Knows nothing of where the bytes lie. Layout, little-endian::
+Layout, little-endian::
 
     "FCTR"  version u8  count u8  reserved u16  crc32 u32  key hash [16]     (crc32 is over everything after itself)
     count times: name length u8, dtype u8, dimensions u8, reserved u8, byte length u64, dimensions * u64, name,

@@ -1,6 +1,6 @@
 """The request that is being answered: its id and its call, wherever in the process one asks.
 
-Knows nothing of gRPC; the interceptor fills it in.
+The interceptor fills it in; reading it needs no gRPC.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs services: binds, warms up, serves, drains, stops.
 
-Knows nothing of any one service; ``build`` makes them from the shared resources.
+``build`` makes the services from the resources that they share.
 """
 
 from __future__ import annotations

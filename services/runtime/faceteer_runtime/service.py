@@ -1,7 +1,4 @@
-"""What a service gives to the server, and what it gets from it.
-
-Knows nothing of any one service, and nothing of how calls arrive.
-"""
+"""What a service gives to the server, and what it gets from it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Settings of a service: flag > environment > default, typed, each documented once.
 
-Knows nothing of any one service; each subclasses :class:`ServiceSettings` in its own ``settings.py``.
+Each service subclasses :class:`ServiceSettings` in its own ``settings.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes the tables of docs/configuration.md from the settings classes that the page itself names.
 
-Knows nothing of the classes. Usage: ``python -m faceteer_runtime.settings_page docs/configuration.md [--check]``.
+Usage: ``python -m faceteer_runtime.settings_page docs/configuration.md [--check]``.
 A table stands between ``<!-- settings: package.module:Class -->`` and ``<!-- end -->``.
 """
 

@@ -1,7 +1,4 @@
-"""Identical concurrent work runs once.
-
-Knows nothing of what the work is.
-"""
+"""Identical concurrent work runs once."""
 
 from __future__ import annotations
 
@@ -54,7 +51,7 @@ class SingleFlight:
     def _land(self, key: Hashable, flight: _Flight, task: asyncio.Task[Any]) -> None:
         self._forget(key, flight)
         if not task.cancelled():
-            # Looked at, so that asyncio does not complain when nobody waits any more.
+            # Retrieved, so that asyncio does not report it as lost when nobody waits any more.
             task.exception()
 
     def _forget(self, key: Hashable, flight: _Flight) -> None:

@@ -1,6 +1,6 @@
 """Errors as ``google.rpc.Status``: the one form in which failures leave a process, of calls and of items.
 
-Knows nothing of servers; text of exceptions that are not ours is never let out.
+The text of exceptions that are not ours never leaves the process.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Edited(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What became of the features when the edited embedding was encoded anew.
+    """What became of the features when the edited embedding was encoded again.
 
     Attributes:
         achieved: f_i(x') of the edited features, float32 [m], RAW.

@@ -1,7 +1,4 @@
-"""A matrix whose rows are features' vectors: float or int8, on a file's own pages or in memory.
-
-Knows nothing of encoders and decoders; it hands rows out as float32.
-"""
+"""A matrix whose rows are features' vectors: float or int8, on a file's own pages or in memory, read as float32."""
 
 from __future__ import annotations
 

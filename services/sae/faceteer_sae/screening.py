@@ -1,6 +1,6 @@
 """Which features might fire: all pre-activations at once, roughly, each with a bound on how rough.
 
-Knows nothing of activations; what it lets through is computed again, exactly, one dot product each.
+What it lets through is computed again, exactly, one dot product each.
 
 A screen answers ``pre`` float32 [N, d_sae] and ``error`` float32, [N, 1] or [N, d_sae]: the exact pre-activation lies
 within ``pre ± error``. The bounds are rigorous (Cauchy-Schwarz), so a screen may be as coarse as it likes and never

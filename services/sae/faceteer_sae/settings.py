@@ -1,6 +1,6 @@
 """Settings of the SAE service, beside those that all services share.
 
-Knows nothing of other services; ``sae_`` begins every name so that one process can read everybody's.
+``sae_`` begins every name, so that one process can read all services' settings.
 """
 
 from __future__ import annotations
