@@ -1,7 +1,7 @@
 """Redis as a cache tier: bounded in time, never believed blindly, never raising.
 
-It moves bytes; :mod:`faceteer_runtime.record` says what they hold. Redis slow, full, wrong or gone is a miss, or a write
-that does not happen.
+It moves bytes; :mod:`faceteer_runtime.record` says what they hold. Redis slow, full, wrong or gone is a miss, or a
+write that does not happen.
 """
 
 from __future__ import annotations
