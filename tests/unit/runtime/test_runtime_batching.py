@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 
 import pytest
 from faceteer_runtime.batching import MicroBatcher, ModelWorker
@@ -316,3 +317,106 @@ async def test_sizes_and_times_are_measured(model: Model, worker: ModelWorker) -
     assert metrics.value("faceteer_batch_size_count", batcher="test") == 2
     assert metrics.value("faceteer_model_seconds_count", batcher="test") == 2
     assert metrics.value("faceteer_queue_seconds_count", batcher="test") == 4
+
+
+class Guarded(deque):
+    """A batcher's waiting items, which may only be touched by whoever holds its lock."""
+
+    lock: threading.Lock
+
+    def append(self, entry):
+        assert self.lock.locked()
+        super().append(entry)
+
+    def popleft(self):
+        assert self.lock.locked()
+        return super().popleft()
+
+    def remove(self, entry):
+        assert self.lock.locked()
+        super().remove(entry)
+
+
+class Watched(MicroBatcher):
+    """Notes who changes what the lock guards without holding it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ("_waiting", "_scheduled") and name in self.__dict__:
+            assert self._lock.locked(), name
+        if name == "_waiting":
+            value = Guarded(value)
+        super().__setattr__(name, value)
+        if "_waiting" in self.__dict__ and "_lock" in self.__dict__:
+            self._waiting.lock = self._lock
+
+
+async def test_what_two_threads_change_is_only_changed_under_the_lock(model: Model, worker: ModelWorker) -> None:
+    squares = Watched(model, max_batch=2, max_queue=3, worker=worker, name="test")
+    first = await hold(model, squares)
+    a, b, c = await submit(squares, 1, 2, 3)
+    with pytest.raises(QueueFull):
+        await squares.submit(4)
+    b.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await b
+    model.gate.set()
+    assert [result.value for result in await asyncio.gather(first, a, c)] == [0, 1, 9]
+    await until(lambda: not squares._scheduled)
+    first = await hold(model, squares)
+    (left,) = await submit(squares, 5)
+    squares.close()
+    with pytest.raises(Draining):
+        await left
+    model.gate.set()
+    await first
+
+
+async def test_a_worker_that_closes_between_two_batches_answers_those_who_wait(model: Model) -> None:
+    worker = ModelWorker("test-model")
+    squares = Watched(model, max_batch=1, max_queue=8, worker=worker, name="test")
+    first = await hold(model, squares)
+    rest = await submit(squares, 1, 2)
+    closing = asyncio.create_task(asyncio.to_thread(worker.close))
+    await until(lambda: worker._closed)
+    model.gate.set()
+    assert (await first).value == 0
+    for task in rest:
+        with pytest.raises(Draining):
+            await asyncio.wait_for(task, 5)
+    await closing
+    assert squares.depth == 0
+    with pytest.raises(Draining):
+        await squares.submit(3)
+    assert squares.depth == 0
+
+
+async def test_the_estimate_counts_the_batches_ahead_and_the_one_that_runs(model: Model, worker: ModelWorker) -> None:
+    squares = batcher(model, worker, max_batch=2, max_queue=4)
+    squares._batch_s = 10.0
+    await hold(model, squares)
+    await submit(squares, 1, 2, 3, 4)
+    with pytest.raises(QueueFull) as full:
+        await squares.submit(5)
+    assert full.value.retry_after_s == pytest.approx((4 / 2 + 1) * 10.0)
+    squares._batch_s = 0.0
+    with pytest.raises(QueueFull) as full:
+        await squares.submit(5)
+    assert full.value.retry_after_s == 0.05
+    model.gate.set()
+
+
+async def test_the_time_of_a_batch_is_a_running_mean(worker: ModelWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    squares = batcher(lambda items: items, worker)
+    for began, took in ((0.0, 2.0), (10.0, 4.0)):
+        clock = iter([began, began, began + took])
+        monkeypatch.setattr("faceteer_runtime.batching.time.perf_counter", lambda clock=clock: next(clock))
+        await squares.submit(1)
+    monkeypatch.undo()
+    assert squares._batch_s == pytest.approx(0.8 * 2.0 + 0.2 * 4.0)
+
+
+@pytest.mark.parametrize(("max_batch", "max_queue"), [(0, 1), (1, 0)])
+def test_a_batch_and_a_queue_hold_at_least_one_item(max_batch: int, max_queue: int, worker: ModelWorker) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        batcher(len, worker, max_batch=max_batch, max_queue=max_queue)
+    batcher(len, worker, max_batch=1, max_queue=1)

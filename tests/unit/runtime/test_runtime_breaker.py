@@ -86,3 +86,42 @@ def test_changes_are_told() -> None:
     breaker.allow()
     breaker.success()
     assert states == ["open", "half_open", "closed"]
+
+
+def test_a_second_outage_is_met_like_the_first() -> None:
+    clock = Clock()
+    breaker = broken(clock)
+    for pause in (1.0, 2.0):
+        clock.now += pause
+        assert breaker.allow()
+        breaker.failure()
+    clock.now += 4.0
+    assert breaker.allow()
+    breaker.success()
+    for _ in range(2):
+        breaker.failure()
+        assert breaker.state == "closed"
+    breaker.failure()
+    assert breaker.state == "open"
+    clock.now += 0.99
+    assert not breaker.allow()
+    clock.now += 0.01
+    assert breaker.allow()
+
+
+def test_it_goes_by_its_defaults_and_tells_of_no_change_where_there_is_none() -> None:
+    clock, states = Clock(), list[str]()
+    breaker = Breaker(clock=clock, on_change=states.append)
+    breaker.success()
+    assert states == []
+    for _ in range(3):
+        breaker.failure()
+    assert states == ["open"]
+    pauses = []
+    for _ in range(6):
+        began = clock.now
+        while not breaker.allow():
+            clock.now += 0.125
+        pauses.append(clock.now - began)
+        breaker.failure()
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]

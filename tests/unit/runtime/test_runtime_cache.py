@@ -152,7 +152,7 @@ async def test_a_value_from_redis_stays_in_memory(redis: RedisServer, caches: Ca
 
 
 async def test_a_batch_costs_one_mget_for_what_memory_does_not_have(redis: RedisServer, caches: Caches) -> None:
-    (writer, _), (reader, _) = caches.open(redis.url), caches.open(redis.url, memory=1 << 20)
+    (writer, _), (reader, metrics) = caches.open(redis.url), caches.open(redis.url, memory=1 << 20)
     for n in range(6):
         writer.put(key(n), record(n))
     await writer.flush()
@@ -164,6 +164,22 @@ async def test_a_batch_costs_one_mget_for_what_memory_does_not_have(redis: Redis
     assert [right(value, n) for value, n in zip(got, (5, 0, 1, 99, 1), strict=True)] == [True, True, True, False, True]
     assert calls["cmdstat_mget"]["calls"] == 1
     assert "cmdstat_get" not in calls
+    counted = [metrics.value("faceteer_cache_hits_total", tier=tier, kind="embeds") for tier in ("memory", "redis")]
+    assert (counted, metrics.value("faceteer_cache_misses_total", kind="embeds")) == ([1, 4], 1)
+
+
+async def test_a_key_asked_for_twice_is_fetched_once_and_each_caller_has_a_record_of_its_own(
+    redis: RedisServer, caches: Caches
+) -> None:
+    (writer, _), (reader, _) = caches.open(redis.url), caches.open(redis.url, memory=1 << 20)
+    writer.put(key(1), record(1))
+    assert await writer.flush()
+    first, second = await reader.get_many([key(1), key(1)])
+    first.clear()
+    assert right(second, 1)
+    # Nor can a caller change what stays in memory.
+    second.clear()
+    assert right(await reader.get(key(1)), 1)
 
 
 async def test_every_value_in_redis_has_a_time_to_live(redis: RedisServer, caches: Caches) -> None:

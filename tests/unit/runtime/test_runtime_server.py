@@ -195,6 +195,27 @@ async def test_draining_finishes_what_has_begun_and_takes_nothing_new(servers: S
     assert toy.closed == ["sae", "encoder"]
 
 
+async def test_a_warm_up_that_ends_after_the_draining_began_opens_nothing(servers: Servers, toy: Toy) -> None:
+    toy.warm.clear()
+    server = await servers.start(toy, warm_up=False)
+    warming = asyncio.ensure_future(server.warm_up())
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        assert await health(channel) == NOT_SERVING
+        # What keeps the server up while it drains: a call that has begun.
+        server._admission.in_flight += 1
+        server._admission._idle.clear()
+        stopping = asyncio.ensure_future(server.stop())
+        await until(lambda: server._admission.phase == "draining")
+        toy.warm.set()
+        await warming
+        assert [await health(channel, name) for name in ("", ENCODER, SAE)] == [NOT_SERVING] * 3
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await get(channel)
+        assert reason(caught.value) == "DRAINING"
+        server._admission.leave()
+        await asyncio.wait_for(stopping, 5)
+
+
 async def test_draining_ends_though_a_call_never_does(servers: Servers, toy: Toy) -> None:
     server = await servers.start(toy, drain_seconds=0.1)
     async with grpc.aio.insecure_channel(server.address) as channel:
