@@ -180,3 +180,63 @@ def test_the_weights_stay_on_the_files_own_pages(tmp_path: Path) -> None:
     # Torch's own first-use memory does not depend on the weights.
     assert resident < 1.1 * size + 40e6
     assert own < 0.1 * size + 30e6
+
+
+def test_the_int8_bound_holds_where_only_the_rows_were_rounded() -> None:
+    # x lies on the int8 grid itself, so all of the error comes from the row; and it points along what the rounding of
+    # row 0 left over, which is as wrong as that row's screening can be.
+    rows = Rows(torch.randn(8, 64, generator=torch.Generator().manual_seed(5)))
+    values, scales = quantised(rows.values)
+    left = rows.values - values.float() * scales[:, None]
+    x = torch.sign(left[0]).numpy()[None]
+    pre, error = int8_screen(rows, np.zeros(8, np.float32))(x)
+    off = abs(float(pre[0, 0]) - float(x[0].astype(np.float64) @ rows.values[0].double().numpy()))
+    assert off == pytest.approx(float(left[0].abs().sum()), rel=1e-3)
+    assert off <= float(error[0, 0])
+    # By Cauchy-Schwarz, and not looser.
+    assert float(error[0, 0]) == pytest.approx(float(left[0].norm()) * np.linalg.norm(x), rel=1e-3)
+
+
+def test_the_int8_bound_holds_where_only_the_embedding_was_rounded() -> None:
+    # Rows of +-1 are exact in int8; x leaves half a level in each place.
+    rows = Rows(torch.ones(2, 64))
+    x = np.full((1, 64), 0.5 / 127, np.float32)
+    x[0, 0] = 1.0
+    pre, error = int8_screen(rows, np.zeros(2, np.float32))(x)
+    off = abs(float(pre[0, 0]) - float(x.sum(dtype=np.float64)))
+    assert 0 < off <= float(error[0, 0])
+    assert float(error[0, 0]) == pytest.approx(np.linalg.norm(x[0, 1:]) * 8.0, rel=1e-2)
+
+
+def test_a_screen_lets_through_hardly_more_than_fires() -> None:
+    pair = random_sae("jumprelu", seed=4, d_in=64, d_sae=2000)
+    x = embeddings(5, 8, 64)
+    firing = sum(len(found.top_indices) for found in pair.sae.encode(x))
+    for make, most in ((float_screen, 1.001), (int8_screen, 1.1)):
+        options = (torch.device("cpu"),) if make is float_screen else ()
+        pair.sae._screen = make(pair.sae.encoder_rows, pair.sae.b_enc, *options)
+        let_through = len(pair.sae._candidates(x - pair.sae.b_pre)[0])
+        assert firing <= let_through <= most * firing + 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "float32"])
+def test_an_sae_of_several_blocks_is_the_dense_one(dtype: str, tmp_path: Path) -> None:
+    # More than two blocks of rows read (1,024) and multiplied (512) together, the last one incomplete.
+    pair = random_sae("topk", seed=6, d_in=32, d_sae=2500, k=1500)
+    write_rows(tmp_path, card(pair), pair.weights, dtype)
+    dense = stored(tmp_path, pair)
+    x = embeddings(7, 5, 32)
+    for screening in ("weights", "int8"):
+        sae = SparseAutoencoder.load(tmp_path, screening=screening)
+        for one, found in zip(x, sae.encode(x), strict=True):
+            f = dense.encode(one.astype(np.float64))
+            assert found.top_indices.tolist() == np.flatnonzero(f).tolist()
+            assert len(found.top_indices) > 1024
+            assert np.allclose(found.top_acts, f[f > 0], rtol=1e-4, atol=1e-4)
+            x_hat = sae.decode(found.top_indices, found.top_acts)
+            assert np.allclose(x_hat, dense.decode(f), rtol=1e-4, atol=2e-3)
+    everything = np.arange(2500)
+    rows = sae.decoder_rows
+    assert np.allclose(np.concatenate([block.numpy() for block in rows.blocks()]), rows.take(everything))
+    assert np.allclose(rows.take(everything), dense.W_dec, atol=1e-6)
+    assert len(rows) == 2500
