@@ -108,17 +108,16 @@ def measure_sae(arguments: argparse.Namespace) -> dict[str, Any]:
     """One encode at batch 1 and 64 from the file's own pages; and that a GPU finds the CPU's features."""
     # Inside the part: what another part imports would count in this one's memory.
     from faceteer_sae.model import SparseAutoencoder
-    from faceteer_sae.writing import write_rows
+    from faceteer_sae.weights import SaeWeights, write_weights
 
     rows = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=torch.Generator().manual_seed(0)), dim=1)
     x = np.random.default_rng(0).standard_normal((64, D_IN)).astype(np.float32)
     x *= 40 / np.linalg.norm(x, axis=1, keepdims=True)
-    config = {"architecture": "topk", "d_in": D_IN, "d_sae": D_SAE, "k": K, "apply_b_dec_to_input": False}
-    tensors = {"W_enc_rows": rows, "b_enc": torch.zeros(D_SAE), "W_dec": rows, "b_dec": torch.zeros(D_IN)}
+    weights = SaeWeights("topk", rows, torch.zeros(D_SAE), rows, torch.zeros(D_IN), False, K)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as home:
-        write_rows(Path(home), config, tensors, "float16")
-        del tensors, rows
+        write_weights(Path(home), weights, "float16")
+        del weights, rows
         found["file_gb"] = round((Path(home) / "sae_weights.safetensors").stat().st_size / 1e9, 2)
         sae = SparseAutoencoder.load(Path(home), arguments.device)
         for batch in (1, 64):

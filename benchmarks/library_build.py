@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_runtime.bundle import seal
-from faceteer_sae.writing import write_rows
+from faceteer_sae.weights import SaeWeights, write_weights
 from faceteer_trainer.corpus.shards import CARD, CorpusCard, EmbeddingCorpus, Shard
 from faceteer_trainer.library.measure import BuildSettings
 from faceteer_trainer.library.run import build_library
@@ -46,10 +46,9 @@ def write_bundle(directory: Path, corpus: EmbeddingCorpus) -> None:
     threshold = float(pre[:, : len(true)].topk(24, dim=1).values[:, -1].mean())
     bias = torch.zeros(D_SAE)
     bias[len(true) :] = threshold - pre[:, len(true) :].std() * torch.linspace(3.6, 6.0, D_SAE - len(true))
-    config = {"architecture": "jumprelu", "d_in": corpus.embed_dim, "d_sae": D_SAE, "apply_b_dec_to_input": False}
-    tensors = {"W_enc_rows": rows, "b_enc": bias, "W_dec": rows, "b_dec": torch.zeros(corpus.embed_dim),
-               "threshold": torch.full((D_SAE,), threshold)}  # fmt: skip
-    write_rows(directory / "sae", config, tensors, "float16", screen=False)
+    thresholds, b_dec = torch.full((D_SAE,), threshold), torch.zeros(corpus.embed_dim)
+    weights = SaeWeights("jumprelu", rows, bias, rows, b_dec, False, threshold=thresholds)
+    write_weights(directory / "sae", weights, "float16", screen=False)
     manifest = directory / "bundle.json"
     seal(directory, {"name": "full-size", "parts": {"sae": {}}, "licences": {}})
     sealed = json.loads(manifest.read_text())

@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
-from faceteer_trainer.sae import outputs
-from faceteer_trainer.sae.architectures import Loss
+from faceteer_trainer.sae.autoencoder import Autoencoder
+from faceteer_trainer.sae.losses import Loss
 from faceteer_trainer.sae.recovery import recovered
+from faceteer_trainer.sae.statistics import measure
 from faceteer_trainer.sae.trainer import Settings, Trainer
 from faceteer_trainer.training import Budget
 
@@ -127,7 +128,7 @@ def recovery(arguments: argparse.Namespace) -> None:
                 started = time.perf_counter()
                 trainer.train()
                 seconds = time.perf_counter() - started
-                figures = outputs.measure(trainer.model, corpus, trainer.scale, loss.k, 50_000).figures
+                figures = measure(Autoencoder(trainer.model.weights(trainer.scale)), corpus, 50_000).figures
             found = recovered(trainer.model.W_dec.detach(), truth)
             print(
                 f"| {name} | {found.mean:.3f} | {found.share:.3f} | {figures['explained_variance']:.3f} | "

@@ -9,7 +9,7 @@ import pytest
 import torch
 from faceteer_encoder.model import load_encoder
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.writing import write_rows
+from faceteer_sae.weights import write_weights
 from published_layout import write_image_encoder, write_text_encoder
 from unit.sae.random_sae import ARCHITECTURES, embeddings, random_sae
 
@@ -35,8 +35,7 @@ def test_embeddings_are_the_cpus(dtype: str, tolerance: float, tmp_path: Path) -
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_features_are_the_cpus_to_the_bit(architecture: str, dtype: str, tmp_path: Path) -> None:
     pair = random_sae(architecture, seed=2, d_in=64, d_sae=2000, k=20)
-    config = {"architecture": architecture, "d_in": 64, "d_sae": 2000, "k": 20, "apply_b_dec_to_input": True}
-    write_rows(tmp_path, config, pair.weights, dtype)
+    write_weights(tmp_path, pair.in_memory, dtype)
     here, there = SparseAutoencoder.load(tmp_path), SparseAutoencoder.load(tmp_path, "cuda")
     x = embeddings(1, 9, 64)
     for a, b in zip(here.encode(x), there.encode(x), strict=True):

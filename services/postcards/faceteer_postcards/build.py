@@ -16,14 +16,14 @@ import torch
 from diffusers import VQModel
 from faceteer_trainer.corpus.embed import EmbedderSettings
 from faceteer_trainer.corpus.run import EmbedSettings, embed_corpus
+from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, shard_name, write_embeds
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.icons import draw_library_icons
 from faceteer_trainer.labels.run import LabelSettings, label_library
 from faceteer_trainer.library.measure import BuildSettings
 from faceteer_trainer.library.run import build_library
-from faceteer_trainer.sae.model import load_sae, save_sae
-from faceteer_trainer.sae.statistics import embedding_statistics, measure_features, save_statistics
-from faceteer_trainer.sae.train import SaeSettings, train_sae
+from faceteer_trainer.sae.losses import Loss
+from faceteer_trainer.sae.trainer import Settings, Trainer
 from faceteer_trainer.training import Budget
 from safetensors.torch import load_file, save_file
 
@@ -32,6 +32,12 @@ from faceteer_postcards.clip import ClipSettings, embed_pictures, load_encoder, 
 from faceteer_postcards.corpus import Corpus, draw_corpus, pack_pictures, write_examples
 from faceteer_postcards.movq import MovqSettings, encode_all, sharpen_decoder, train_movq
 from faceteer_postcards.unet import DecoderData, UnetSettings, load_averaged, train_unet
+
+# Any run of `train-sae` may have these options; docs/log-postcards.md says what each is worth here.
+SAE = Settings(
+    "matryoshka", 128, Loss(k=10, aux_k=16, prefixes=(0.5, 1.0)), batch=512, warmup=100, decay=1.0, dead_after=25_600,
+    train_b_dec=False, start="skewed", start_k=12, reset_every=200,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Preset:
     clip_settings: ClipSettings = field(default_factory=ClipSettings)
     movq_settings: MovqSettings = field(default_factory=MovqSettings)
     unet_settings: UnetSettings = field(default_factory=UnetSettings)
-    sae_settings: SaeSettings = field(default_factory=SaeSettings)
+    sae_settings: Settings = SAE
 
 
 PRESETS = {
@@ -67,7 +73,7 @@ PRESETS = {
                                    batch=16, full_captions=8, short_captions=8),
         movq_settings=MovqSettings(channels=(32, 32, 32), latent_channels=4, batch=2),
         unet_settings=UnetSettings(channels=(32, 32), cross_attention_dim=32, batch=4),
-        sae_settings=SaeSettings(d_sae=64, k=6, batch=64),
+        sae_settings=Settings("matryoshka", 64, Loss(k=6, prefixes=(0.5, 1.0)), batch=64, start="skewed"),
     ),
 }  # fmt: skip
 
@@ -146,18 +152,25 @@ class Workshop:
     def sae(self) -> Path:
         """Train the sparse autoencoder and measure its features on the corpus; needs `clip`."""
         out = self.work / "sae"
-        embeds = load_file(self.work / "embeds.safetensors")["train"]
-        model = train_sae(embeds, out, self.preset.budgets["sae"], self.preset.sae_settings, self.seed)
-        save_sae(model, out / "part", {})
-        model = load_sae(out / "part")  # measure what is shipped: float16 weights
-        with torch.no_grad():
-            features = model.encode(embeds)
-        save_sae(model, out / "part", {
-            "embedding_statistics": embedding_statistics(embeds, features),
-            "trained_on": f"{len(embeds)} postcards", "seed": self.seed,
+        out.mkdir(exist_ok=True)
+        corpus = self._embeddings(out / "embeds")
+        trainer = Trainer(
+            corpus, out, replace(self.preset.sae_settings, budget=self.preset.budgets["sae"], seed=self.seed)
+        )
+        trainer.train()
+        trainer.write(out / "part", len(corpus), "float16", {
+            "trained_as": trainer.settings.architecture, "trained_on": f"{len(corpus)} postcards", "seed": self.seed,
         })  # fmt: skip
-        save_statistics(measure_features(features), out / "part" / "feature_statistics.safetensors")
         return out / "part"
+
+    def _embeddings(self, directory: Path) -> EmbeddingCorpus:
+        """The corpus' embeddings as `train-sae` reads them."""
+        embeds, encoder = load_file(self.work / "embeds.safetensors")["train"].numpy(), "postcards"
+        directory.mkdir(exist_ok=True)
+        write_embeds(directory / shard_name(0), embeds, dtype="float32", encoder_revision=encoder)
+        shards = (Shard(shard_name(0), len(embeds)),)
+        CorpusCard("postcards", encoder, embeds.shape[1], "float32", shards).write(directory)
+        return EmbeddingCorpus.open(directory)
 
     def assemble(self, out: Path) -> Path:
         """Write the bundle from what there is, with the newest decoder checkpoint, finished or not."""

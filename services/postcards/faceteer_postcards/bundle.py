@@ -14,8 +14,8 @@ import open_clip
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
 from faceteer_runtime import bundle as bundle_format
-from faceteer_trainer.sae.model import SparseAutoencoder, load_sae
-from faceteer_trainer.sae.statistics import FeatureStatistics, load_statistics
+from faceteer_sae.statistics import FeatureStatistics, load_statistics
+from faceteer_trainer.sae.autoencoder import Autoencoder
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 
@@ -33,7 +33,7 @@ class LoadedBundle:
 
     encoder: open_clip.CLIP
     tokenizer: SimpleTokenizer
-    sae: SparseAutoencoder
+    sae: Autoencoder
     statistics: FeatureStatistics
     unet: UNet2DConditionModel
     movq: VQModel
@@ -97,11 +97,15 @@ def load_bundle(directory: Path, device: str = "cpu") -> LoadedBundle:
     encoder, tokenizer = load_encoder(directory / "encoder")
     generator = directory / "generator"
     facts = bundle_format.Bundle.open(directory).part("generator").facts
+    sae = Autoencoder.load(directory / "sae")
+    statistics = load_statistics(directory / "sae", sae.d_in, sae.d_sae)
+    if statistics is None:
+        raise bundle_format.BundleError(f"{directory / 'sae'}: has no statistics of its features")
     return LoadedBundle(
         encoder.to(device),
         tokenizer,
-        load_sae(directory / "sae"),
-        load_statistics(directory / "sae" / "feature_statistics.safetensors"),
+        sae,
+        statistics,
         UNet2DConditionModel.from_pretrained(generator / "unet", torch_dtype=torch.float32).to(device).eval(),
         VQModel.from_pretrained(generator / "movq", torch_dtype=torch.float32).to(device).eval(),
         DDIMScheduler.from_pretrained(generator / "scheduler"),

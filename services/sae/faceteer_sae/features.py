@@ -65,7 +65,7 @@ def describe(
     return Encoding(
         features,
         len(features.top_indices),
-        1.0 - float(error @ error) / total if total > 0 else 0.0,
+        explained_variance(float(error @ error), total),
         cosine(wide, x_hat),
         norm,
     )
@@ -75,6 +75,18 @@ def encode(sae: SparseAutoencoder, statistics: FeatureStatistics | None, x: list
     """Features and their description of each embedding, float32 [d_in]; one pass of the model for all."""
     found = sae.encode(np.stack(x))
     return [describe(sae, statistics, one, features) for one, features in zip(x, found, strict=True)]
+
+
+def explained_variance(squared_error: float, squared_distance: float) -> float:
+    """``1 - sum |x - x_hat|^2 / sum |x - mean|^2``; 0 where every x is the mean and nothing is to be explained.
+
+    The formula for one embedding and for many: see :class:`faceteer_sae.reconstruction.Reconstruction`.
+
+    Args:
+        squared_error: sum of |x - x_hat|^2.
+        squared_distance: sum of |x - mean|^2, the mean being the corpus'.
+    """
+    return 1.0 - squared_error / squared_distance if squared_distance > 0 else 0.0
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

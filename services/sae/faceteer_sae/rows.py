@@ -52,6 +52,15 @@ class Rows:
                 rows *= torch.from_numpy(self.scales[start : start + BLOCK, None])
             yield rows
 
+    def whole(self) -> torch.Tensor:
+        """All rows, [n, d]: the values themselves, or float32 where there are scales."""
+        if self.scales is None:
+            return self.values
+        found = torch.empty(self.values.shape)
+        for number, block in enumerate(self.blocks()):
+            found[number * BLOCK : number * BLOCK + len(block)] = block
+        return found
+
 
 def quantised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [n, d] of any float type as int8 [n, d] and float32 scales [n]: the nearest of 255 levels, row by row.

@@ -1,19 +1,24 @@
-"""What each feature did on the training corpus: how often it fires, how strongly, and what it never fires with.
+"""What the SAE did on a corpus: the one reader and writer of feature_statistics.safetensors and of cfg.json's
+embedding_statistics.
 
-Knows nothing of the SAE's weights.
+    feature_statistics.safetensors      how often each feature fires, how strongly, and its rivals
+    cfg.json metadata                   embedding_statistics: what norm and L0 are usual, for the input gate
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import errno
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from faceteer_runtime.bundle import BundleError
+from faceteer_runtime.files import whole_file
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 FILE = "feature_statistics.safetensors"
+_QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class FeatureStatistics:
         p99: float32 [d_sae], 99th percentile of its activation where it fires: 1.0 in SCALED units. 0: it never fired.
         rivals_offsets: int64 [d_sae + 1]; the rivals of i are rivals_indices[offsets[i]:offsets[i + 1]].
         rivals_indices: int32.
-        embedding_mean: float32 [d_in], the corpus' mean embedding, or None where the bundle does not say.
+        embedding_mean: float32 [d_in], the corpus' mean embedding, or None where the file does not say.
     """
 
     firing_share: np.ndarray
@@ -35,7 +40,7 @@ class FeatureStatistics:
     embedding_mean: np.ndarray | None = None
 
     def rivals(self, index: int) -> np.ndarray:
-        """The features, int32, that hardly ever fire together with this one although both are common."""
+        """A feature's rivals, int32: see :mod:`faceteer_sae.rivals`."""
         return self.rivals_indices[self.rivals_offsets[index] : self.rivals_offsets[index + 1]]
 
     def scaled(self, indices: np.ndarray, activations: np.ndarray) -> np.ndarray:
@@ -88,3 +93,25 @@ def load_statistics(directory: Path, d_in: int, d_sae: int) -> FeatureStatistics
         rivals,
         array("embedding_mean", np.float32, (d_in,)) if "embedding_mean" in arrays else None,
     )
+
+
+def save_statistics(directory: Path, statistics: FeatureStatistics) -> None:
+    """Writes feature_statistics.safetensors, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in asdict(statistics).items() if array is not None}
+    try:
+        with whole_file(directory / FILE) as part:
+            save_file(arrays, part)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(directory / FILE)) from None
+
+
+def embedding_statistics(norms: np.ndarray, l0: np.ndarray) -> dict[str, dict[str, float]]:
+    """What cfg.json's ``metadata.embedding_statistics`` holds: percentiles of embeddings' norms [m] and of L0 [m]."""
+    return {
+        name: {percentile: float(np.quantile(values, q)) for percentile, q in _QUANTILES.items()}
+        for name, values in (("norm", norms), ("l0", l0))
+    }

@@ -1,21 +1,24 @@
-"""Reads an SAE from disk and believes nothing: every fault is one sentence that names the file.
+"""The one reader and writer of an SAE's cfg.json and sae_weights.safetensors (docs/bundles.md).
 
-Knows nothing of how the weights are used.
+Reading trusts nothing: every fault is one sentence that names the file.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from faceteer_runtime.bundle import BundleError
+from faceteer_runtime.files import whole_file, write_json
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from faceteer_sae.rows import Rows
+from faceteer_sae.rows import BLOCK, Rows, quantised
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LAYOUTS = ("saelens", "rows")
@@ -25,6 +28,7 @@ SCREEN = "W_enc_screen"
 # What the two matrices are called in each layout.
 _MATRICES = {"saelens": ("W_enc", "W_dec"), "rows": ("W_enc_rows", "W_dec")}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 # Rows looked at together when checking: bounds the memory that a check takes.
 _CHUNK = 1024
 
@@ -51,6 +55,42 @@ class SaeConfig:
     apply_b_dec_to_input: bool
     metadata: dict[str, Any]
     layout: str = "saelens"
+
+
+@dataclass(frozen=True)
+class SaeWeights:
+    """An SAE in memory, between files: ``f = act(W_enc (x - b_pre) + b_enc)``, ``x_hat = W_dec f + b_dec``.
+
+    Attributes:
+        architecture: one of :data:`ARCHITECTURES`.
+        W_enc, W_dec: [d_sae, d_in], rows are features; any float type.
+        b_enc: [d_sae].
+        b_dec: [d_in].
+        apply_b_dec_to_input: whether b_pre is b_dec; it is zero otherwise.
+        k: of topk and batchtopk; 0 otherwise.
+        threshold: [] of batchtopk, [d_sae] of jumprelu, None otherwise.
+        metadata: what cfg.json says besides.
+    """
+
+    architecture: str
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    apply_b_dec_to_input: bool
+    k: int = 0
+    threshold: torch.Tensor | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def d_in(self) -> int:
+        """The length of an embedding."""
+        return int(self.W_enc.shape[1])
+
+    @property
+    def d_sae(self) -> int:
+        """The number of features."""
+        return int(self.W_enc.shape[0])
 
 
 def load_config(directory: Path) -> SaeConfig:
@@ -139,6 +179,95 @@ def load_weights(directory: Path, config: SaeConfig) -> dict[str, torch.Tensor]:
         if not all(bool(torch.isfinite(rows).all()) for rows in chunks(tensor)):
             raise BundleError(f"{path}: {name!r} holds NaN or infinite values")
     return tensors
+
+
+def read_weights(directory: Path) -> SaeWeights:
+    """The SAE in a directory, whichever its layout; int8 rows come as float32.
+
+    Raises:
+        BundleError: as :func:`load_config` and :func:`load_weights`.
+    """
+    config = load_config(directory)
+    tensors = load_weights(directory, config)
+    return SaeWeights(
+        config.architecture,
+        encoder_rows(tensors).whole(),
+        tensors["b_enc"],
+        decoder_rows(tensors).whole(),
+        tensors["b_dec"],
+        config.apply_b_dec_to_input,
+        config.k,
+        tensors.get("threshold", tensors.get("topk_threshold")),
+        config.metadata,
+    )
+
+
+def write_weights(
+    directory: Path, sae: SaeWeights, dtype: str = "float16", *, layout: str = "rows", screen: bool = True
+) -> None:
+    """Writes sae_weights.safetensors and then cfg.json, each whole or not at all.
+
+    Args:
+        directory: made if it is not there.
+        sae: what to write.
+        dtype: of the two matrices in the file: float32, float16, bfloat16 or, in layout rows, int8 (nearest of 255
+            levels, row by row). Biases and thresholds stay float32: they take next to no space.
+        layout: "rows", which services read from the file's own pages, or "saelens", which SAELens reads too.
+        screen: in layout rows, whether to add an int8 copy of the encoder for screening; with int8 it is the encoder.
+
+    Raises:
+        ValueError: a value does not fit the type asked for, or is not finite.
+        OSError: the files cannot be written.
+    """
+    encoder, decoder = _MATRICES[layout]
+    written = {"b_enc": sae.b_enc.float().contiguous(), "b_dec": sae.b_dec.float().contiguous()}
+    if sae.threshold is not None:
+        name = "threshold" if sae.architecture == "jumprelu" else "topk_threshold"
+        written[name] = sae.threshold.float().contiguous()
+    written |= _matrix(encoder, sae.W_enc if layout == "rows" else sae.W_enc.T, dtype)
+    written |= _matrix(decoder, sae.W_dec, dtype)
+    if screen and layout == "rows" and dtype != "int8":
+        written |= _matrix(SCREEN, sae.W_enc, "int8")
+    if written[decoder].data_ptr() == written[encoder].data_ptr():
+        written[decoder] = written[decoder].clone()  # tied weights: a safetensors file holds each on its own
+    for name, tensor in written.items():
+        if tensor.is_floating_point() and not all(bool(torch.isfinite(rows).all()) for rows in chunks(tensor)):
+            raise ValueError(f"{name} holds values that are not finite in {dtype}; take a wider type")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / WEIGHTS
+    try:
+        with whole_file(path) as part:
+            save_file(written, part)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
+    card = {
+        "architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **({"k": sae.k} if sae.k else {}),
+        "dtype": dtype, **({"layout": layout} if layout != "saelens" else {}),
+        "apply_b_dec_to_input": sae.apply_b_dec_to_input, "normalize_activations": "none",
+        "metadata": dict(sae.metadata),
+    }  # fmt: skip
+    write_json(directory / CONFIG, card)
+
+
+def update_metadata(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Adds facts to cfg.json's metadata; those of the same name are replaced.
+
+    Raises:
+        BundleError: there is no cfg.json to be served.
+        OSError: it cannot be written.
+    """
+    metadata = {**load_config(directory).metadata, **facts}
+    card = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    write_json(directory / CONFIG, {**card, "metadata": metadata})
+
+
+def _matrix(name: str, rows: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
+    if dtype != "int8":
+        return {name: rows.to(DTYPES[dtype]).contiguous()}
+    values, scales = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
+    for start in range(0, len(rows), BLOCK):
+        values[start : start + BLOCK], scales[start : start + BLOCK] = quantised(rows[start : start + BLOCK])
+    return {name: values, f"{name}_scales": scales}
 
 
 def _shapes(config: SaeConfig) -> dict[str, tuple[int, ...]]:

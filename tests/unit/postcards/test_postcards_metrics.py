@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from faceteer_postcards.evaluation.metrics import Share, monosemanticity, share_of, wilson
 from faceteer_postcards.evaluation.steering import Trial, kept_factors
 from faceteer_trainer.metrics import auc
-from faceteer_trainer.sae.statistics import find_rivals, measure_features
-from faceteer_trainer.sae.train import explained_variance
 
 
 def test_wilson_interval_of_eight_in_ten() -> None:
@@ -40,14 +37,6 @@ def test_monosemanticity_weights_pairs_by_both_activations() -> None:
     assert np.isnan(monosemanticity(np.zeros(3), similarity))
 
 
-def test_explained_variance_sums_variances_over_dimensions() -> None:
-    x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])
-    half = x.clone()
-    half[:, 1] = 2.0  # all of the second dimension's variance (5.33 of 6.67) is lost
-    assert explained_variance(x, half) == pytest.approx(0.2)
-    assert explained_variance(x, x) == 1.0
-
-
 def test_a_trial_counts_targets_and_the_other_seven_factors() -> None:
     before = np.zeros((2, 8), np.uint8)
     after = before.copy()
@@ -57,18 +46,3 @@ def test_a_trial_counts_targets_and_the_other_seven_factors() -> None:
     assert (trial.reached.hits, trial.reached.count) == (2, 2)
     assert (trial.kept.hits, trial.kept.count) == (13, 14)
     assert kept_factors(after, before, [0, 3]).value == 1.0
-
-
-def test_rivals_are_common_features_that_never_meet() -> None:
-    rng = np.random.default_rng(0)
-    colour = rng.integers(0, 2, 4000)
-    size = rng.integers(0, 2, 4000)
-    fires = torch.from_numpy(np.stack([colour == 0, colour == 1, size == 0, rng.random(4000) < 0.001], 1))
-    rivals = find_rivals(fires)
-    assert rivals[0].tolist() == [False, True, False, False]  # the rare last one says nothing about rivalry
-    assert rivals[1, 0]
-    statistics = measure_features(fires.float() * torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    assert statistics.rivals(0) == [1]
-    assert statistics.rivals(2) == []
-    assert statistics.p99[1] == 2.0
-    assert statistics.firing_share[2] == pytest.approx((size == 0).mean(), abs=1e-6)

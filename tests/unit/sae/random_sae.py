@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.weights import SaeConfig
+from faceteer_sae.weights import SaeConfig, SaeWeights
 from safetensors.torch import save_file
 
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu")
@@ -49,6 +49,15 @@ class Pair:
     dense: Dense
     config: SaeConfig
     weights: dict[str, torch.Tensor]
+
+    @property
+    def in_memory(self) -> SaeWeights:
+        """As it is written and read."""
+        c, w = self.config, self.weights
+        threshold = w.get("threshold", w.get("topk_threshold"))
+        return SaeWeights(
+            c.architecture, w["W_enc"].T, w["b_enc"], w["W_dec"], w["b_dec"], c.apply_b_dec_to_input, c.k, threshold
+        )
 
 
 def random_sae(

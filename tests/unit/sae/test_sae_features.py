@@ -14,7 +14,7 @@ from faceteer_sae.edits import Edited, Edits, Measured, activations
 from faceteer_sae.features import Encoding, InputWarning, describe, input_warnings, strongest
 from faceteer_sae.model import FeatureActivations
 from faceteer_sae.servicer import write_report
-from faceteer_sae.statistics import FeatureStatistics, load_statistics
+from faceteer_sae.statistics import FeatureStatistics, embedding_statistics, load_statistics, save_statistics
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -47,6 +47,32 @@ def test_statistics_give_scales_and_rivals(tmp_path: Path) -> None:
     mean = loaded(tmp_path, embedding_mean=np.array([1.0, 2.0], np.float32))
     assert mean is not None
     assert mean.embedding_mean is not None
+
+
+@pytest.mark.parametrize("mean", [None, np.array([1, 2], np.float32)], ids=["without mean", "with mean"])
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path, mean: np.ndarray | None) -> None:
+    saved = FeatureStatistics(
+        np.array([0.5, 0, 0.25], np.float32), np.array([2, 0, 4], np.float32), np.array([0, 1, 1, 2]),
+        np.array([2, 0], np.int32), mean,
+    )  # fmt: skip
+    save_statistics(tmp_path, saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["feature_statistics.safetensors"]
+    found = load_statistics(tmp_path, 2, 3)
+    assert found is not None
+    for name in ("firing_share", "p99", "rivals_offsets", "rivals_indices", "embedding_mean"):
+        assert np.array_equal(getattr(found, name), getattr(saved, name)), name
+
+
+def test_statistics_that_cannot_be_written_are_an_os_error_and_leave_nothing(tmp_path: Path) -> None:
+    saved = loaded(tmp_path)
+    assert saved is not None
+    with pytest.raises(OSError, match="feature_statistics"):
+        save_statistics(tmp_path / "nowhere", saved)
+
+
+def test_percentiles_of_norm_and_l0_are_linear_between_neighbours() -> None:
+    found = embedding_statistics(np.arange(101, dtype=np.float32) * 2, np.array([1, 2]))
+    assert found == {"norm": {"p01": 2, "p50": 100, "p99": 198}, "l0": {"p01": 1.01, "p50": 1.5, "p99": 1.99}}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,7 @@ from faceteer_runtime.bundle import BundleError
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.rows import Rows, quantised
 from faceteer_sae.screening import FloatScreen, Int8Screen, float_screen, int8_screen
-from faceteer_sae.weights import load_config, load_weights
-from faceteer_sae.writing import write_rows
+from faceteer_sae.weights import SaeWeights, load_config, load_weights, write_weights
 from safetensors.torch import load_file, save_file
 from unit.sae.random_sae import ARCHITECTURES, Dense, Pair, embeddings, random_sae
 
@@ -61,7 +61,7 @@ def test_features_are_those_of_a_dense_float64_implementation_of_the_stored_weig
     architecture: str, dtype: str, screening: str, tmp_path: Path
 ) -> None:
     pair = random_sae(architecture, seed=11, d_in=48, d_sae=700, k=20)
-    write_rows(tmp_path, card(pair), pair.weights, dtype)
+    write_weights(tmp_path, pair.in_memory, dtype)
     sae, dense = SparseAutoencoder.load(tmp_path, screening=screening), stored(tmp_path, pair)
     x = embeddings(12, 7, 48)
     for one, found in zip(x, sae.encode(x), strict=True):
@@ -92,8 +92,8 @@ def test_no_pre_activation_lies_outside_what_a_screen_promises(make: object, sca
 
 def test_the_screen_is_the_one_asked_for(tmp_path: Path) -> None:
     pair = random_sae("standard")
-    write_rows(tmp_path / "with", card(pair), pair.weights, "float16")
-    write_rows(tmp_path / "without", card(pair), pair.weights, "float16", screen=False)
+    write_weights(tmp_path / "with", pair.in_memory, "float16")
+    write_weights(tmp_path / "without", pair.in_memory, "float16", screen=False)
 
     def kind(directory: str, screening: str) -> type:
         return type(SparseAutoencoder.load(tmp_path / directory, screening=screening)._screen)
@@ -104,8 +104,8 @@ def test_the_screen_is_the_one_asked_for(tmp_path: Path) -> None:
 
 def test_tied_weights_are_written_too(tmp_path: Path) -> None:
     pair = random_sae("standard")
-    tied = {**pair.weights, "W_enc": pair.weights["W_dec"].T}
-    write_rows(tmp_path, card(pair), tied, "float32")
+    tied = replace(pair.in_memory, W_enc=pair.weights["W_dec"])
+    write_weights(tmp_path, tied, "float32")
     held = load_file(tmp_path / "sae_weights.safetensors")
     assert torch.equal(held["W_enc_rows"], held["W_dec"])
 
@@ -113,13 +113,13 @@ def test_tied_weights_are_written_too(tmp_path: Path) -> None:
 def test_a_value_that_float16_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     pair = random_sae("standard")
     with pytest.raises(ValueError, match="W_dec holds values that are not finite in float16; take a wider type"):
-        write_rows(tmp_path / "sae", card(pair), {**pair.weights, "W_dec": pair.weights["W_dec"] * 1e6}, "float16")
+        write_weights(tmp_path / "sae", replace(pair.in_memory, W_dec=pair.weights["W_dec"] * 1e6), "float16")
     assert not (tmp_path / "sae").exists()
 
 
 def test_int8_without_its_scales_and_int8_in_the_other_layout_are_refused(tmp_path: Path) -> None:
     pair = random_sae("standard")
-    write_rows(tmp_path, card(pair), pair.weights, "int8")
+    write_weights(tmp_path, pair.in_memory, "int8")
     path = tmp_path / "sae_weights.safetensors"
     held = load_file(path)
     save_file({name: tensor for name, tensor in held.items() if name != "W_dec_scales"}, path)
@@ -138,14 +138,14 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     pair = random_sae("standard")
-    write_rows(tmp_path, card(pair), pair.weights, "float16")
+    write_weights(tmp_path, pair.in_memory, "float16")
     with pytest.raises(BundleError, match="'cuda' was asked for, but this machine has no CUDA GPU"):
         SparseAutoencoder.load(tmp_path, "cuda")
 
 
 def test_too_little_memory_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = random_sae("standard")
-    write_rows(tmp_path, card(pair), pair.weights, "float32")
+    write_weights(tmp_path, pair.in_memory, "float32")
     monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
     with pytest.raises(BundleError, match=r"of memory, but this machine has .* use weights in float16 or int8"):
         SparseAutoencoder.load(tmp_path)
@@ -171,9 +171,7 @@ print(psutil.Process().memory_info().rss - before[0], anonymous() - before[1])
 def test_the_weights_stay_on_the_files_own_pages(tmp_path: Path) -> None:
     d_sae, d_in = 32_768, 512
     rows = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(0))
-    config = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": 16, "apply_b_dec_to_input": False}
-    tensors = {"W_enc_rows": rows, "b_enc": torch.zeros(d_sae), "W_dec": rows, "b_dec": torch.zeros(d_in)}
-    write_rows(tmp_path, config, tensors, "float16")
+    write_weights(tmp_path, SaeWeights("topk", rows, torch.zeros(d_sae), rows, torch.zeros(d_in), False, 16), "float16")
     size = (tmp_path / "sae_weights.safetensors").stat().st_size
     ran = subprocess.run([sys.executable, "-c", RESIDENT, tmp_path], capture_output=True, text=True, check=True)
     resident, own = map(int, ran.stdout.split())
@@ -223,7 +221,7 @@ def test_a_screen_lets_through_hardly_more_than_fires() -> None:
 def test_an_sae_of_several_blocks_is_the_dense_one(dtype: str, tmp_path: Path) -> None:
     # More than two blocks of rows read (1,024) and multiplied (512) together, the last one incomplete.
     pair = random_sae("topk", seed=6, d_in=32, d_sae=2500, k=1500)
-    write_rows(tmp_path, card(pair), pair.weights, dtype)
+    write_weights(tmp_path, pair.in_memory, dtype)
     dense = stored(tmp_path, pair)
     x = embeddings(7, 5, 32)
     for screening in ("weights", "int8"):

@@ -19,7 +19,7 @@ from faceteer_library.store import Store
 from faceteer_runtime.bundle import Bundle, BundleError, verify
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.statistics import load_statistics
-from faceteer_sae.writing import write_rows
+from faceteer_sae.weights import SaeWeights, write_weights
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
@@ -31,7 +31,6 @@ from faceteer_trainer.library.related import coactivating_common, nearest
 from faceteer_trainer.library.run import build_library
 from faceteer_trainer.library.tallies import Pairs, Spread, Table, lottery
 from faceteer_trainer.library.writing import from_quantiles, strongest
-from faceteer_trainer.sae.statistics import find_rivals
 from tiny_bundle import N_FEATURES
 from tiny_corpus import ROWS, Corpus, D, dense_features, make_corpus, write_corpus
 
@@ -56,14 +55,11 @@ def test_encoding_in_bulk_finds_the_services_own_features(architecture: str, tmp
     generator = torch.Generator().manual_seed(3)
     d_sae, k = 600, 12
     W_dec = torch.nn.functional.normalize(torch.randn(d_sae, D, generator=generator), dim=1)
-    tensors = {"W_enc_rows": W_dec * 1.3, "b_enc": torch.randn(d_sae, generator=generator) - 2, "W_dec": W_dec,
-               "b_dec": torch.randn(D, generator=generator)}  # fmt: skip
-    if architecture == "batchtopk":
-        tensors["topk_threshold"] = torch.tensor(2.5)
-    elif architecture == "jumprelu":
-        tensors["threshold"] = 3 * torch.rand(d_sae, generator=generator)
-    card = {"architecture": architecture, "d_in": D, "d_sae": d_sae, "k": k, "apply_b_dec_to_input": True}
-    write_rows(tmp_path, card, tensors, "float16")
+    b_enc, b_dec = torch.randn(d_sae, generator=generator) - 2, torch.randn(D, generator=generator)
+    thresholds = {"batchtopk": torch.tensor(2.5), "jumprelu": 3 * torch.rand(d_sae, generator=generator)}
+    k = k if "topk" in architecture else 0
+    weights = SaeWeights(architecture, W_dec * 1.3, b_enc, W_dec, b_dec, True, k, thresholds.get(architecture))
+    write_weights(tmp_path, weights, "float16")
     sae = SparseAutoencoder.load(tmp_path)
     x = 4 * torch.randn(300, D, generator=generator).numpy()
     found = BulkEncoder(sae, batch=64).encode(x)
@@ -236,8 +232,11 @@ def test_the_library_says_what_a_plain_reckoning_says(corpus: Corpus, capsys: py
     statistics = load_statistics(corpus.bundle / "sae", D, N_FEATURES)
     assert statistics is not None
     assert np.allclose(statistics.firing_share, (acts > 0).mean(0))
-    strong = torch.from_numpy(acts > 0.3 * np.maximum(statistics.p99, 1e-9))
-    expected = find_rivals(strong).numpy()
+    strong = (acts > 0.3 * statistics.p99).astype(np.float64)
+    share, together = strong.mean(0), strong.T @ strong
+    chance = len(acts) * np.outer(share, share)
+    expected = (together < 0.1 * chance) & (chance >= 20) & (share >= 0.01) & (share[:, None] >= 0.01)
+    np.fill_diagonal(expected, False)
     assert expected.any()
     for feature in range(N_FEATURES):
         assert statistics.rivals(feature).tolist() == np.flatnonzero(expected[feature]).tolist()

@@ -13,11 +13,12 @@ import pytest
 import torch
 from faceteer_postcards.evaluation.metrics import monosemanticity
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.writing import write_rows
+from faceteer_sae.weights import SaeWeights, write_weights
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, write_embeds
-from faceteer_trainer.sae import comparison
-from faceteer_trainer.sae.comparison import Evaluation, ServedSae, evaluate
+from faceteer_trainer.sae import autoencoder, comparison
+from faceteer_trainer.sae.autoencoder import Autoencoder
+from faceteer_trainer.sae.comparison import Evaluation, evaluate
 from safetensors.torch import save_file
 
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu")
@@ -77,7 +78,7 @@ def literal(directory: Path, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured(directory: Path, x: np.ndarray, **options: Any) -> Evaluation:
-    return evaluate(ServedSae.load(directory), lambda rows: x[rows], np.arange(len(x)), **options)
+    return evaluate(Autoencoder.load(directory), lambda rows: x[rows], np.arange(len(x)), **options)
 
 
 def test_figures_of_two_pictures_and_three_features_are_those_done_by_hand(tmp_path: Path) -> None:
@@ -87,9 +88,10 @@ def test_figures_of_two_pictures_and_three_features_are_those_done_by_hand(tmp_p
     x = np.array([[4, 0], [0, 3]], np.float32)
     # f = [[4, 0, 0], [0, 2, 0]]; x_hat = [[2, 0], [0, 2]]; errors 4 and 1; mean (2, 1.5); distances 6.25 each.
     found = measured(write_sae(tmp_path / "sae", "standard", tensors), x)
-    assert found.explained_variance == pytest.approx(1 - 5 / 12.5)
-    assert (found.mse, found.mse_zero, found.mse_mean) == pytest.approx((5 / 4, 25 / 4, 12.5 / 4))
-    assert found.cosine == pytest.approx(1.0)
+    fit = found.reconstruction
+    assert fit.explained_variance == pytest.approx(1 - 5 / 12.5)
+    assert (fit.mse, fit.mse_of_zero, fit.mse_of_mean) == pytest.approx((5 / 4, 25 / 4, 12.5 / 4))
+    assert fit.cosine == pytest.approx(1.0)
     np.testing.assert_array_equal(found.l0, [1, 1])
     np.testing.assert_array_equal(found.firing_share, [0.5, 0.5, 0])
     assert found.dead_share == pytest.approx(1 / 3)
@@ -122,7 +124,7 @@ def test_the_same_figures_follow_from_the_served_sae_and_whole_matrices(
 ) -> None:
     # Small blocks, so that borders of rows and features are met; both ways to sum what fires.
     monkeypatch.setattr(comparison, "ROWS", 16)
-    monkeypatch.setattr(comparison, "FEATURES", 7)
+    monkeypatch.setattr(autoencoder, "FEATURES", 7)
     monkeypatch.setattr(comparison, "_SPARSE", sparse)
     directory = random_sae(tmp_path / "sae", architecture)
     x = np.random.default_rng(1).standard_normal((50, 12)).astype(np.float32) * 3 + 1
@@ -130,14 +132,15 @@ def test_the_same_figures_follow_from_the_served_sae_and_whole_matrices(
     found = measured(directory, x, judge=lambda rows: judge[rows], judged_rows=37)
     acts, x_hat = literal(directory, x)
     wide, output = x.astype(np.float64), x_hat.astype(np.float64)
-    assert found.explained_variance == pytest.approx(
+    fit = found.reconstruction
+    assert fit.explained_variance == pytest.approx(
         1 - ((wide - output) ** 2).sum() / ((wide - wide.mean(0)) ** 2).sum(), abs=1e-6
     )
-    assert found.mse == pytest.approx(((wide - output) ** 2).mean(), rel=1e-5)
-    assert found.mse_zero == pytest.approx((wide**2).mean(), rel=1e-6)
-    assert found.mse_mean == pytest.approx(wide.var(0).mean(), rel=1e-6)
+    assert fit.mse == pytest.approx(((wide - output) ** 2).mean(), rel=1e-5)
+    assert fit.mse_of_zero == pytest.approx((wide**2).mean(), rel=1e-6)
+    assert fit.mse_of_mean == pytest.approx(wide.var(0).mean(), rel=1e-6)
     norms = np.linalg.norm(wide, axis=1) * np.linalg.norm(output, axis=1)
-    assert found.cosine == pytest.approx(((wide * output).sum(1) / norms).mean(), abs=1e-6)
+    assert fit.cosine == pytest.approx(((wide * output).sum(1) / norms).mean(), abs=1e-6)
     np.testing.assert_array_equal(found.l0, (acts > 0).sum(1))
     np.testing.assert_allclose(found.firing_share, (acts > 0).mean(0))
     assert found.firing_share[5] == 0
@@ -153,15 +156,13 @@ def test_the_same_figures_follow_from_the_served_sae_and_whole_matrices(
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_an_sae_in_layout_rows_is_measured_with_the_numbers_that_are_served(tmp_path: Path, dtype: str) -> None:
     draw = torch.Generator().manual_seed(9)
-    tensors = {"W_enc_rows": torch.randn(40, 12, generator=draw), "b_enc": torch.zeros(40),
-               "W_dec": torch.randn(40, 12, generator=draw), "b_dec": torch.ones(12)}  # fmt: skip
-    config = {"architecture": "standard", "d_in": 12, "d_sae": 40, "apply_b_dec_to_input": False, "metadata": {}}
-    write_rows(tmp_path, config, tensors, dtype)
+    W_enc, W_dec = torch.randn(40, 12, generator=draw), torch.randn(40, 12, generator=draw)
+    write_weights(tmp_path, SaeWeights("standard", W_enc, torch.zeros(40), W_dec, torch.ones(12), False), dtype)
     x = np.random.default_rng(1).standard_normal((20, 12)).astype(np.float32)
     found = measured(tmp_path, x)
     acts, x_hat = literal(tmp_path, x)
     np.testing.assert_array_equal(found.l0, (acts > 0).sum(1))
-    assert found.mse == pytest.approx(((x - x_hat).astype(np.float64) ** 2).mean(), rel=1e-5)
+    assert found.reconstruction.mse == pytest.approx(((x - x_hat).astype(np.float64) ** 2).mean(), rel=1e-5)
 
 
 def test_several_saes_are_put_side_by_side_in_a_table_a_plot_and_json(
@@ -265,8 +266,8 @@ def test_rows_are_read_a_thousand_at_a_time_however_many_are_measured(tmp_path: 
 
     directory = random_sae(tmp_path / "sae", "batchtopk")
     done: list[int] = []
-    found = evaluate(ServedSae.load(directory), embeds, np.arange(2500), progress=done.append)
+    found = evaluate(Autoencoder.load(directory), embeds, np.arange(2500), progress=done.append)
     assert seen == [1024, 1024, 452]
     assert done == [1024, 2048, 2500]
-    assert found.rows == 2500
+    assert found.reconstruction.rows == 2500
     np.testing.assert_array_equal(found.l0, (literal(directory, values)[0] > 0).sum(1))

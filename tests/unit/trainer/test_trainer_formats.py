@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.weights import SaeWeights
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats import bundle_sae, dictionary_learning, published, saelens, sparsify
 from faceteer_trainer.formats.import_command import read
-from faceteer_trainer.formats.plain import PlainSae
 from safetensors.torch import save_file
 from unit.sae.random_sae import Pair, random_sae, write_sae
 
@@ -41,7 +41,7 @@ def embeds(count: int = 7) -> np.ndarray:
     return (2 * np.random.default_rng(1).standard_normal((count, D))).astype(np.float32)
 
 
-def ours(sae: PlainSae, directory: Path) -> tuple[np.ndarray, np.ndarray]:
+def ours(sae: SaeWeights, directory: Path) -> tuple[np.ndarray, np.ndarray]:
     """Activations [n, N] and reconstructions [n, D] as they are served."""
     served = SparseAutoencoder.load(bundle_sae.write(sae, directory, "float32"))
     acts, output = np.zeros((7, N)), np.zeros((7, D))
@@ -253,7 +253,7 @@ def test_every_format_comes_back_as_it_went(tmp_path: Path) -> None:
     t = parts()
     for architecture in ARCHITECTURES:
         threshold = {"jumprelu": t["t"], "batchtopk": torch.tensor(0.7)}.get(architecture)
-        sae = PlainSae(
+        sae = SaeWeights(
             architecture, t["E"], t["e"], t["D"], t["b"], True, K if "topk" in architecture else 0, threshold
         )
         expected = ours(sae, tmp_path / "a")
@@ -263,7 +263,7 @@ def test_every_format_comes_back_as_it_went(tmp_path: Path) -> None:
                 assert np.allclose(one, other, atol=1e-5)
     for module in (published, sparsify):
         with pytest.raises(JobError, match="has no jumprelu"):
-            module.write(PlainSae("jumprelu", t["E"], t["e"], t["D"], t["b"], True, 0, t["t"]), tmp_path / "no")
+            module.write(SaeWeights("jumprelu", t["E"], t["e"], t["D"], t["b"], True, 0, t["t"]), tmp_path / "no")
 
 
 def test_the_command_line_imports_and_says_what_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.statistics import load_statistics
+from faceteer_sae.weights import SaeWeights
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import CorpusCard, Shard, write_embeds
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.conversions import with_input_shift
 from faceteer_trainer.formats.import_command import read
-from faceteer_trainer.formats.plain import PlainSae
 from safetensors.torch import save_file
 
 D, N, K = 32, 64, 8
@@ -300,13 +301,13 @@ def test_a_file_cut_short_anywhere_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_b_dec_moves_into_the_encoders_bias_and_back_without_a_change(tmp_path: Path) -> None:
     t = parts()
-    sae = PlainSae("standard", t["E"], t["e"], t["D"], t["b"], True)
-    other = sae.with_input_shift(False)
+    sae = SaeWeights("standard", t["E"], t["e"], t["D"], t["b"], True)
+    other = with_input_shift(sae, False)
     assert not other.apply_b_dec_to_input
     x = torch.from_numpy(embeds(5)).double()
     before = (x - t["b"].double()) @ t["E"].double().T + t["e"]
     torch.testing.assert_close(x @ other.W_enc.double().T + other.b_enc, before, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(other.with_input_shift(True).b_enc, t["e"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(with_input_shift(other, True).b_enc, t["e"], atol=1e-5, rtol=1e-5)
 
 
 def test_values_that_float16_cannot_hold_are_refused_and_nothing_is_left(

@@ -14,7 +14,8 @@ import torch
 from faceteer_library.editor import LibraryEditor
 from faceteer_runtime.bundle import Bundle, BundleError, verify
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.writing import write_rows
+from faceteer_sae.rivals import find_rivals
+from faceteer_sae.weights import SaeWeights, write_weights
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
@@ -22,10 +23,8 @@ from faceteer_trainer.library import staging
 from faceteer_trainer.library.activations import ActivationStore
 from faceteer_trainer.library.encoding import Active
 from faceteer_trainer.library.measure import BuildSettings, encode_corpus, find_coactivating, measure
-from faceteer_trainer.library.related import RivalRule, rivals
 from faceteer_trainer.library.run import build_library
 from faceteer_trainer.library.tallies import Pairs
-from faceteer_trainer.sae.statistics import find_rivals
 from tiny_corpus import Corpus, D, make_corpus, write_corpus
 
 
@@ -164,8 +163,7 @@ def test_a_bundle_that_names_no_encoder_is_refused(tmp_path: Path, corpus: Corpu
 
 def _sae(directory: Path, d_sae: int, bias: float) -> SparseAutoencoder:
     W = torch.nn.functional.normalize(torch.randn(d_sae, D, generator=torch.Generator().manual_seed(1)), dim=1)
-    tensors = {"W_enc_rows": W, "b_enc": torch.full((d_sae,), bias), "W_dec": W, "b_dec": torch.zeros(D)}
-    write_rows(directory, {"architecture": "standard", "d_in": D, "d_sae": d_sae}, tensors, "float32")
+    write_weights(directory, SaeWeights("standard", W, torch.full((d_sae,), bias), W, torch.zeros(D), True), "float32")
     return SparseAutoencoder.load(directory)
 
 
@@ -233,8 +231,10 @@ def test_rivals_are_the_same_where_much_fires_and_pairs_are_counted_by_slabs(mon
     pairs = Pairs(np.arange(30), 30)
     pairs.add(sparse_of(dense[:900].astype(np.float32)))
     pairs.add(sparse_of(dense[900:].astype(np.float32)))
-    found = rivals(pairs, dense.sum(0), 2000, RivalRule())
-    expected = find_rivals(torch.from_numpy(dense)).numpy()
+    found = find_rivals(pairs.features, pairs.together, dense.sum(0), 2000)
+    together = dense.T.astype(int) @ dense
+    assert np.array_equal(pairs.together, together)
+    expected = together == 0
     assert expected.sum() == 30
     assert np.array_equal(found.indices, expected.nonzero()[1])
     assert np.array_equal(np.diff(found.offsets), expected.sum(1))

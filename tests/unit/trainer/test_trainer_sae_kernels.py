@@ -7,10 +7,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from faceteer_trainer.sae.architectures import Autoencoder, Loss, dense_losses, jump, published_loss, sparse_losses
+from faceteer_trainer.sae.autoencoder import untrained
 from faceteer_trainer.sae.kernels import Pairs, RowAdam, sparse_decode, sparse_encode
+from faceteer_trainer.sae.losses import Loss, dense_losses, jump, published_loss, sparse_losses
 from faceteer_trainer.sae.sampling import BlockShuffle, permuted
-from faceteer_trainer.sae.selection import select_above, select_batch_topk, select_topk
+from faceteer_trainer.sae.selection import select_batch_topk, select_topk
 
 B, D, N = 12, 7, 50
 
@@ -72,7 +73,6 @@ def test_selection_in_chunks_finds_what_topk_of_the_whole_finds(
     for found, expected in (
         (select_topk(x, W_enc, b_enc, 5), of_rows),
         (pairs, of_batch),
-        (select_above(x, W_enc, b_enc, torch.full((N,), 1.5)), (pre > 1.5).float()),
     ):
         rows, latents = expected.nonzero(as_tuple=True)
         assert sorted(zip(*map(torch.Tensor.tolist, found), strict=True)) == list(
@@ -86,12 +86,14 @@ def test_selection_in_chunks_finds_what_topk_of_the_whole_finds(
 def test_a_step_by_sparse_kernels_has_the_loss_and_gradients_of_a_dense_one(
     generator: torch.Generator, architecture: str
 ) -> None:
-    model = Autoencoder(architecture, D, N)
+    prefixes = (0.1, 0.5, 1.0) if architecture == "matryoshka" else (1.0,)
+    loss = Loss(k=4, aux_k=3, prefixes=prefixes)
+    model = untrained("topk" if architecture == "topk" else "batchtopk", D, N, 4)
     x = torch.randn(B, D, generator=generator)
     dead = torch.zeros(N, dtype=torch.bool)
     dead[40:] = True  # so that AuxK's part is compared too
     found = []
-    for losses in (sparse_losses(model, x, dead, Loss(k=4, aux_k=3)), dense_losses(model, x, dead, Loss(k=4, aux_k=3))):
+    for losses in (sparse_losses(model, x, dead, loss), dense_losses(model, x, dead, loss)):
         model.zero_grad()
         losses.total.backward()
         grads = {name: p.grad.to_dense() for name, p in model.named_parameters()}
@@ -142,12 +144,12 @@ def test_the_published_loss_is_what_one_reckons_by_hand() -> None:
 
 
 def test_the_standard_architecture_subtracts_no_bias_before_encoding() -> None:
-    model = Autoencoder("standard", D, N)
+    model = untrained("standard", D, N, 4)
     with torch.no_grad():
         model.b_dec.fill_(3.0)
     x = torch.ones(2, D)
     assert torch.equal(model.centred(x), x)
-    assert torch.equal(Autoencoder("topk", D, N).centred(x), x)  # b_dec is zero at the start
+    assert torch.equal(untrained("topk", D, N, 4).centred(x), x)  # b_dec is zero at the start
 
 
 def test_jumprelu_has_the_papers_pseudo_derivatives() -> None:

@@ -17,13 +17,13 @@ import torch
 from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
-from faceteer_trainer.corpus.shards import EmbeddingCorpus
+from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, shard_name, write_embeds
 from faceteer_trainer.files import locked
-from faceteer_trainer.sae.architectures import ARCHITECTURES
-from faceteer_trainer.sae.outputs import measure
+from faceteer_trainer.sae.autoencoder import Autoencoder
+from faceteer_trainer.sae.initial_directions import neighbour_directions, skewed_directions
 from faceteer_trainer.sae.recovery import recovered
-from faceteer_trainer.sae.statistics import measure_features
-from faceteer_trainer.sae.trainer import CHECKPOINT, Loss, Settings, Trainer
+from faceteer_trainer.sae.statistics import measure
+from faceteer_trainer.sae.trainer import ARCHITECTURES, CHECKPOINT, Loss, Settings, Trainer
 from faceteer_trainer.training import Budget
 from safetensors.torch import load_file
 
@@ -69,7 +69,7 @@ def test_the_service_serves_what_was_trained_with_the_trainers_own_activations(
     assert served.architecture == ("batchtopk" if architecture == "matryoshka" else architecture)
     trainer = Trainer(EmbeddingCorpus.open(corpus), out, _settings(out))
     x = trainer.corpus.rows(np.arange(50))
-    pairs, acts = trainer.model.fire(torch.from_numpy(x) / trainer.scale, 4)
+    pairs, acts = trainer.model.fire(torch.from_numpy(x) / trainer.scale)
     ours = torch.zeros(50, 96).index_put(tuple(pairs), acts * trainer.scale).numpy()
     assert np.abs(ours).max() > 1
     for row, found in zip(ours, served.encode(x), strict=True):
@@ -98,24 +98,44 @@ def _settings(out: Path) -> Settings:
 def test_statistics_gathered_in_a_stream_are_those_of_whole_matrices(corpus: Path, tmp_path: Path) -> None:
     trainer = _trainer(corpus, tmp_path / "out", budget=Budget(steps=200), rate=5e-3)
     trainer.train()
-    ours = measure(trainer.model, trainer.corpus, trainer.scale, 4, 8192)
+    model = Autoencoder(trainer.model.weights(trainer.scale))
+    ours = measure(model, trainer.corpus, 8192)
     x = trainer.corpus.rows(np.arange(8192))
-    pairs, acts = trainer.model.fire(torch.from_numpy(x) / trainer.scale, 4)
-    whole = torch.zeros(8192, 96).index_put(tuple(pairs), acts * trainer.scale)
-    expected = measure_features(whole)
-    torch.testing.assert_close(ours.statistics.firing_share, expected.firing_share)
-    torch.testing.assert_close(ours.statistics.p99, expected.p99, rtol=1e-5, atol=1e-5)
-    assert torch.equal(ours.statistics.rivals_offsets, expected.rivals_offsets)
-    assert torch.equal(ours.statistics.rivals_indices, expected.rivals_indices)
-    x_hat = whole @ trainer.model.W_dec.detach() + trainer.model.b_dec.detach() * trainer.scale
-    raw = torch.from_numpy(x)
-    unexplained = (raw - x_hat).square().sum() / (raw - raw.mean(0)).square().sum()
-    assert ours.figures["explained_variance"] == pytest.approx(1 - unexplained.item(), abs=1e-4)
+    acts = model.encode(torch.from_numpy(x))
+    f = acts.numpy().astype(np.float64)
+    fires, statistics = f > 0, ours.statistics
+    np.testing.assert_allclose(statistics.firing_share, fires.mean(0), rtol=1e-6)
+    p99 = [np.quantile(column[on], 0.99) if on.any() else 0.0 for column, on in zip(f.T, fires.T, strict=True)]
+    np.testing.assert_allclose(statistics.p99, p99, rtol=1e-5, atol=1e-5)
+    strong = (f > 0.3 * statistics.p99).astype(np.float64)
+    share, together = strong.mean(0), strong.T @ strong
+    chance = len(x) * np.outer(share, share)
+    rivals = (together < 0.1 * chance) & (chance >= 20) & (np.minimum.outer(share, share) >= 0.01)
+    np.fill_diagonal(rivals, False)
+    assert rivals.any()
+    assert np.array_equal(np.diff(statistics.rivals_offsets), rivals.sum(1))
+    assert np.array_equal(statistics.rivals_indices, rivals.nonzero()[1])
+    np.testing.assert_allclose(statistics.embedding_mean, x.mean(0), rtol=1e-4, atol=1e-4)
+    x_hat = model.decode(acts).numpy()
+    unexplained = np.square(x - x_hat).sum() / np.square(x - x.mean(0)).sum()
+    assert ours.figures["explained_variance"] == pytest.approx(1 - unexplained, abs=1e-4)
 
 
-@pytest.mark.parametrize("kernels", ["sparse", "dense"])
-def test_a_killed_run_goes_on_to_the_identical_weights(corpus: Path, tmp_path: Path, kernels: str) -> None:
-    more = ("--architecture", "topk", "--steps", "300", "--kernels", kernels, "--checkpoint-minutes", "0.004")
+@pytest.mark.parametrize(
+    ("kernels", "options"),
+    [
+        ("sparse", ("--architecture", "topk")),
+        ("dense", ("--architecture", "topk")),
+        (
+            "sparse",
+            ("--start", "skewed", "--start-k", "8", "--reset-every", "7", "--dead-after", "500", "--hold-b-dec"),
+        ),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_identical_weights(
+    corpus: Path, tmp_path: Path, kernels: str, options: tuple[str, ...]
+) -> None:
+    more = (*options, "--steps", "300", "--kernels", kernels, "--checkpoint-minutes", "0.004")
     whole = _run(corpus, tmp_path / "whole", *more)
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "faceteer_trainer", *_words(corpus, killed, *more)]
@@ -193,6 +213,13 @@ def test_a_full_disk_is_one_clear_sentence_and_the_old_checkpoint_stays(corpus: 
         (("--lr", "0"), "--lr is 0.0"),
         (("--steps", "5", "--minutes", "1"), "--steps and --minutes"),
         (("--decay", "2"), "--decay is 2.0"),
+        (("--start-k", "3"), "--start-k is 3.0; it must be 4 (--k) to 96 (--d-sae)"),
+        (("--start-k", "97"), "--start-k is 97.0"),
+        (("--anneal", "0"), "--anneal is 0.0"),
+        (("--anneal", "1.5"), "--anneal is 1.5"),
+        (("--reset-every", "-1"), "--reset-every is -1"),
+        (("--start", "skewed", "--architecture", "standard"), "--start does not go with standard"),
+        (("--reset-every", "5", "--architecture", "standard"), "--reset-every does not go with standard"),
         (("--device", "cuda:7"), "no CUDA GPU"),
     ],
 )
@@ -223,12 +250,6 @@ def test_a_budget_in_minutes_ends_in_time(corpus: Path, tmp_path: Path) -> None:
     assert report["steps"] > 0
 
 
-def test_the_postcards_recipe_runs_on_any_small_corpus(corpus: Path, tmp_path: Path) -> None:
-    out = _run(corpus, tmp_path, "--recipe", "postcards", "--steps", "20")
-    assert SparseAutoencoder.load(out).architecture == "batchtopk"
-    assert json.loads((out / "training.json").read_text())["recipe"] == "postcards"
-
-
 def test_decoder_rows_keep_norm_one_and_dead_latents_are_woken(corpus: Path, tmp_path: Path) -> None:
     shares = []
     for aux_k in (0, 32):
@@ -240,7 +261,8 @@ def test_decoder_rows_keep_norm_one_and_dead_latents_are_woken(corpus: Path, tmp
             trainer.model.b_enc[48:] = -0.3  # half of the latents start out of reach of the k strongest
         trainer.train()
         torch.testing.assert_close(trainer.model.W_dec.norm(dim=-1), torch.ones(96))
-        shares.append(measure(trainer.model, trainer.corpus, trainer.scale, 2, 8192).figures["dead_share"])
+        model = Autoencoder(trainer.model.weights(trainer.scale))
+        shares.append(measure(model, trainer.corpus, 8192).figures["dead_share"])
     assert shares[1] < 0.5 * shares[0]
 
 
@@ -259,3 +281,138 @@ def test_a_trained_decoder_finds_the_true_directions_and_a_frozen_one_does_not(t
     chance = recovered(torch.randn(96, 32, generator=torch.Generator().manual_seed(9)), truth).mean
     assert found["trained"] > found["frozen"] + 0.15, found
     assert found["trained"] > chance + 0.15, (found, chance)
+
+
+# -- what a run may start from, anneal and reset ------------------------------------------------------
+
+
+def _simple_world(directory: Path, count: int = 4000) -> tuple[EmbeddingCorpus, torch.Tensor]:
+    """Sums of one direction of each of three kinds, in a corpus, and the kinds' values [count, 3] of four."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(24, 24, generator=generator)).Q[:12].view(3, 4, 24)
+    values = torch.randint(4, (count, 3), generator=generator)
+    x = 5 * sum(directions[kind, values[:, kind]] for kind in range(3))
+    x = x + 0.02 * torch.randn(count, 24, generator=generator)
+    directory.mkdir()
+    write_embeds(directory / shard_name(0), x.numpy(), dtype="float32", encoder_revision="r")
+    CorpusCard("simple", "r", 24, "float32", (Shard(shard_name(0), count),)).write(directory)
+    return EmbeddingCorpus.open(directory), values
+
+
+def test_skewed_directions_are_the_single_features(tmp_path: Path) -> None:
+    corpus, values = _simple_world(tmp_path / "corpus")
+    x = torch.from_numpy(corpus.rows(np.arange(4000)))
+    found = skewed_directions(x, 24, tries=96, rounds=100)
+    projections = (x - x.mean(0)) @ found.encoder.T
+    assert (found.skewness.diff() <= 0).all()
+    for kind in range(3):
+        for value in range(4):
+            truth = (values[:, kind] == value).float()
+            correlation = torch.corrcoef(torch.cat([truth[None], projections.T]))[0, 1:]
+            assert correlation.max() > 0.98
+    # The encoder's projections are in units of the decoder's directions: together they give the embeddings back.
+    mine = projections[:, 0]
+    assert float((mine @ ((x - x.mean(0)) @ found.decoder[0])) / (mine @ mine)) == pytest.approx(1, abs=0.05)
+
+
+def test_neighbours_differ_in_one_kind_so_their_differences_are_single_features(tmp_path: Path) -> None:
+    corpus, values = _simple_world(tmp_path / "corpus")
+    x, values = torch.from_numpy(corpus.rows(np.arange(300))), values[:300]
+    # Each of 64 combinations is there about five times: the tenth neighbour is the first of another one.
+    found = neighbour_directions(x, 12, rank=10)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(12))
+    assert (found @ found.T).fill_diagonal_(0).max() < 0.6  # each is far from all others
+    shares = []
+    for kind in range(3):
+        means = torch.stack([x[values[:, kind] == value].mean(0) for value in range(4)]) - x.mean(0)
+        shares.append((found @ torch.linalg.svd(means).Vh[:3].T).square().sum(-1))
+    assert torch.stack(shares).amax(0).min() > 0.9
+    few = neighbour_directions(x[:8], 40, rank=3)
+    torch.testing.assert_close(few.norm(dim=-1), torch.ones(40))
+
+
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_an_sae_that_starts_at_skewed_directions_finds_the_features_of_a_simple_world(
+    tmp_path: Path, kernels: str
+) -> None:
+    corpus, values = _simple_world(tmp_path / "corpus")
+    (tmp_path / "out").mkdir()
+    settings = Settings(
+        "matryoshka", 48, Loss(k=4, aux_k=16, prefixes=(0.5, 1.0)), Budget(steps=600), batch=256, decay=1.0,
+        train_b_dec=False, start="skewed", start_k=5, reset_every=100, dead_after=12_800, kernels=kernels,
+    )  # fmt: skip
+    trainer = Trainer(corpus, tmp_path / "out", settings)
+    trainer.train()
+    figures = trainer.write(tmp_path / "out", 4000, "float16", {})
+    assert figures["explained_variance"] > 0.99
+    sae = Autoencoder.load(tmp_path / "out")
+    x = torch.from_numpy(corpus.rows(np.arange(4000)))
+    np.testing.assert_allclose(sae.b_dec.detach().numpy(), x.numpy().mean(0), atol=2e-3)  # held at the mean
+    fires = sae.encode(x) > 0
+    for kind in range(3):
+        for value in range(4):
+            truth = values[:, kind] == value
+            assert (fires == truth[:, None]).float().mean(0).max() > 0.97
+
+
+def test_k_falls_from_its_start_to_its_end_over_the_annealed_share() -> None:
+    settings = Settings("batchtopk", 96, Loss(k=4), start_k=12, anneal=0.5)
+    assert [settings.k(share) for share in (0.0, 0.25, 0.5, 1.0)] == [12, 8, 4, 4]
+    assert Settings("batchtopk", 96, Loss(k=4)).k(0.0) == 4
+
+
+def test_a_falling_k_is_what_fires(corpus: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        "batchtopk", 96, Loss(k=4), Budget(steps=8), batch=64, start_k=12, anneal=0.5, kernels="sparse"
+    )  # fmt: skip
+    (tmp_path / "out").mkdir()
+    trainer, l0 = Trainer(EmbeddingCorpus.open(corpus), tmp_path / "out", settings), []
+    trainer.train(watch=lambda step, losses, figures: l0.append(losses.l0))
+    assert l0 == [12, 10, 8, 6, 4, 4, 4, 4]
+    assert trainer.model.k == 4
+
+
+def test_dead_latents_are_reset_after_the_anneal_and_until_three_quarters_of_the_budget() -> None:
+    settings = Settings("topk", 96, reset_every=10, anneal=0.25)
+    assert settings.resets(20, 0.5)
+    assert not settings.resets(21, 0.5)
+    assert not settings.resets(20, 0.25)
+    assert not settings.resets(20, 0.75)
+    assert not Settings("topk", 96).resets(20, 0.5)
+
+
+@pytest.mark.parametrize("kernels", ["sparse", "dense"])
+def test_a_reset_points_dead_latents_at_the_worst_reconstructed_rows(
+    corpus: Path, tmp_path: Path, kernels: str
+) -> None:
+    trainer = _trainer(corpus, tmp_path / "out", kernels=kernels, rate=1e-2)
+    for _ in range(3):
+        trainer.one_step(1e-2)
+        trainer.step += 1
+    x = trainer.units(np.arange(64))
+    generator = torch.Generator().manual_seed(0)
+    residual = torch.randn(64, 24, generator=generator)
+    residual[[7, 30]] *= torch.tensor([[10.0], [20.0]])
+    dead = torch.zeros(96, dtype=torch.bool)
+    dead[[5, 80]] = True
+    before = trainer.model.W_dec.detach().clone()
+    trainer.silent[:] = 9
+    with torch.no_grad():
+        trainer._reset(dead, x, residual)
+    W_dec, W_enc = trainer.model.W_dec.detach(), trainer.model.W_enc.detach()
+    expected = torch.nn.functional.normalize(residual[[30, 7]], dim=-1)
+    torch.testing.assert_close(W_dec[[5, 80]], expected)
+    assert torch.equal(W_enc[[5, 80]], W_dec[[5, 80]])
+    assert torch.equal(W_dec[~dead], before[~dead])
+    fires = (trainer.model.centred(x) @ W_enc.T + trainer.model.b_enc)[:, [5, 80]] > 1e-6
+    assert fires.sum(0).tolist() == [2, 2]  # three in a hundred of 64
+    assert trainer.silent[dead].tolist() == [0, 0]
+    assert (trainer.silent[~dead] == 9).all()
+    state = trainer.optimizer.state
+    for name in ("W_enc", "W_dec", "b_enc"):
+        held = state[name] if kernels == "sparse" else state[getattr(trainer.model, name)]
+        assert not held["exp_avg"][dead].any()
+        assert not held["exp_avg_sq"][dead].any()
+        assert held["exp_avg"][~dead].any()
+    if kernels == "sparse":
+        assert state["W_enc"]["steps"][dead].tolist() == [0, 0]

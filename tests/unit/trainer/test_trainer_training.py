@@ -18,20 +18,9 @@ from faceteer_postcards.unet import (
     train_unet,
 )
 from faceteer_postcards.world import FACTORS
-from faceteer_trainer.sae.starts import skewed_directions
-from faceteer_trainer.sae.train import SaeSettings, explained_variance, train_sae
 from faceteer_trainer.training import Budget, Run, learning_rate
 
 TINY_UNET = UnetSettings(channels=(32, 32), cross_attention_dim=32, batch=4, warmup_steps=2)
-
-
-def one_hot_world(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings [count, 24] that are sums of one direction of each of three kinds, and the kinds' values."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.linalg.qr(torch.randn(24, 24, generator=generator)).Q[:12].view(3, 4, 24)
-    values = torch.randint(4, (count, 3), generator=generator)
-    x = sum(directions[kind, values[:, kind]] for kind in range(3))
-    return 5 * x + 0.02 * torch.randn(count, 24, generator=generator), values
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -50,20 +39,6 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert learning_rate(1.0, 0, 0.0, warmup_steps=10) == pytest.approx(0.1)
     assert learning_rate(1.0, 50, 0.5, warmup_steps=10) == pytest.approx(0.5)
     assert learning_rate(1.0, 99, 1.0, warmup_steps=10) == pytest.approx(0.0)
-
-
-def test_an_sae_run_that_was_killed_and_resumed_gives_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embeds, _ = one_hot_world(2000)
-    settings = SaeSettings(d_sae=48, k=5, start_k=6, low_k=4, batch=64, wake_every=10)
-    whole = train_sae(embeds, tmp_path / "whole", Budget(steps=60), settings)
-    with monkeypatch.context() as context:
-        killed_after(context, 25)
-        train_sae(embeds, tmp_path / "cut", Budget(steps=60), settings)
-    resumed = train_sae(embeds, tmp_path / "cut", Budget(steps=60), settings)
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_a_decoder_run_that_was_killed_and_resumed_gives_the_same_weights(
@@ -139,28 +114,3 @@ def test_wanted_geometry_is_a_simplex_for_each_factor_and_orthogonal_between() -
         starts.append(starts[-1] + len(values))
     rows = torch.tensor(starts[:-1])
     assert gram[rows][:, rows].sum().sqrt() == pytest.approx(7.0, abs=1e-4)
-
-
-def test_skewed_directions_are_the_single_features() -> None:
-    embeds, values = one_hot_world(4000)
-    starts = skewed_directions(embeds, 24, tries=96, rounds=100)
-    projections = (embeds - embeds.mean(0)) @ starts.encoder
-    for kind in range(3):
-        for value in range(4):
-            truth = (values[:, kind] == value).float()
-            correlation = torch.corrcoef(torch.cat([truth[None], projections.T]))[0, 1:]
-            assert correlation.max() > 0.98
-
-
-def test_an_sae_finds_the_features_of_a_simple_world(tmp_path: Path) -> None:
-    embeds, values = one_hot_world(4000)
-    model = train_sae(embeds, tmp_path, Budget(steps=800), SaeSettings(d_sae=48, k=4, start_k=5, low_k=4, batch=256))
-    with torch.no_grad():
-        features = model.encode(embeds)
-        assert explained_variance(embeds, model.decode(features)) > 0.99
-        fires = (features > 0).float()
-    for kind in range(3):
-        for value in range(4):
-            truth = (values[:, kind] == value).float()
-            agreement = ((fires == truth[:, None]).float().mean(0)).max()
-            assert agreement > 0.97

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from faceteer_sae.reconstruction import Reconstruction
 from faceteer_trainer.metrics import auc
-from faceteer_trainer.sae.train import explained_variance
 from torch import nn
 
 from faceteer_postcards.bundle import LoadedBundle
@@ -89,7 +89,7 @@ def best_features(bundle: LoadedBundle, choose: Embedded, test: Embedded) -> lis
 def measure_sae(bundle: LoadedBundle, judge: Judge, choose: Embedded, test: Embedded) -> dict[str, Any]:
     """Reconstruction, sparsity, dead share, monosemanticity and the best feature of every factor value."""
     features = bundle.sae.encode(test.embeds)
-    output = bundle.sae.decode(features)
+    fit = Reconstruction().add(test.embeds.numpy(), bundle.sae.decode(features).numpy())
     l0 = (features > 0).sum(-1).float()
     window = bundle.sae.encode(choose.embeds)
     dead = float(((window > 0).sum(0) == 0).float().mean())
@@ -97,11 +97,11 @@ def measure_sae(bundle: LoadedBundle, judge: Judge, choose: Embedded, test: Embe
     scores, baseline = _monosemanticity(judge, test, features)
     return {
         "d_sae": bundle.sae.d_sae, "d_in": bundle.sae.d_in,
-        "explained_variance": explained_variance(test.embeds, output),
-        "cosine": float(nn.functional.cosine_similarity(test.embeds, output).mean()),
+        "explained_variance": fit.explained_variance,
+        "cosine": fit.cosine,
         "l0_mean": float(l0.mean()), "l0_quantiles": {str(q): float(l0.quantile(q)) for q in (0.01, 0.5, 0.99)},
         "dead_share": dead, "dead_window": len(window),
-        "dead_share_statistics": float((bundle.statistics.firing_share == 0).float().mean()),
+        "dead_share_statistics": float((bundle.statistics.firing_share == 0).mean()),
         "monosemanticity_mean": float(np.nanmean(scores)), "monosemanticity_random": float(np.nanmean(baseline)),
         "values": {b.name: {"feature": b.feature, "auc": round(b.auc, 4)} for b in best},
         "values_with_auc_95": float(np.mean([b.auc >= 0.95 for b in best])),

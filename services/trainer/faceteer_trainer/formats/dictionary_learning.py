@@ -9,14 +9,15 @@ JumpReluAutoEncoder          relu(W x + b) where above the threshold; b_dec is n
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
+from faceteer_runtime.files import whole_file, write_json
+from faceteer_sae.weights import SaeWeights
 
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.conversions import checked, take, turned, whole_number, with_input_shift
 from faceteer_trainer.formats.files import read_json, read_pickle
-from faceteer_trainer.formats.plain import PlainSae, take, turned, whole_number
 
 _TENSORS = {
     "AutoEncoder": ("encoder.weight", "encoder.bias", "decoder.weight", "bias"),
@@ -28,7 +29,7 @@ _TENSORS = {
 }
 
 
-def read(path: Path) -> PlainSae:
+def read(path: Path) -> SaeWeights:
     """The dictionary in a trainer's folder, or of the path of its ae.pt."""
     directory = path if path.is_dir() else path.parent
     config = read_json(directory / "config.json").get("trainer")
@@ -44,10 +45,10 @@ def read(path: Path) -> PlainSae:
     given = take(state, weights, *_TENSORS[kind])
     if kind in ("AutoEncoder", "AutoEncoderNew"):
         W, b, D, shift = given
-        return PlainSae("standard", W, b, turned(D, weights), shift, kind == "AutoEncoder").checked(weights)
+        return checked(SaeWeights("standard", W, b, turned(D, weights), shift, kind == "AutoEncoder"), weights)
     if kind == "JumpReluAutoEncoder":
         W, b, D, shift, threshold = given
-        return PlainSae("jumprelu", turned(W, weights), b, D, shift, False, threshold=threshold).checked(weights)
+        return checked(SaeWeights("jumprelu", turned(W, weights), b, D, shift, False, threshold=threshold), weights)
     if kind == "MatryoshkaBatchTopKSAE":
         W, b, D, shift, k, threshold, _ = given
         W = turned(W, weights)
@@ -56,21 +57,21 @@ def read(path: Path) -> PlainSae:
         D = turned(D, weights)
     kept = whole_number(k, weights, "k")
     if kind == "AutoEncoderTopK":
-        return PlainSae("topk", W, b, D, shift, True, kept).checked(weights)
+        return checked(SaeWeights("topk", W, b, D, shift, True, kept), weights)
     if threshold.numel() == 1 and float(threshold) < 0:
         raise JobError(
             f"{weights}: its threshold was never set (-1), so it has no activations of its own; train longer"
         )
-    return PlainSae("batchtopk", W, b, D, shift, True, kept, threshold.float()).checked(weights)
+    return checked(SaeWeights("batchtopk", W, b, D, shift, True, kept, threshold.float()), weights)
 
 
-def write(sae: PlainSae, directory: Path) -> Path:
+def write(sae: SaeWeights, directory: Path) -> Path:
     """A trainer's folder that load_dictionary reads."""
     kind = {
         "standard": "AutoEncoder", "topk": "AutoEncoderTopK", "batchtopk": "BatchTopKSAE",
         "jumprelu": "JumpReluAutoEncoder",
     }[sae.architecture]  # fmt: skip
-    sae = sae.with_input_shift(sae.architecture != "jumprelu")
+    sae = with_input_shift(sae, sae.architecture != "jumprelu")
     if sae.architecture == "jumprelu":
         assert sae.threshold is not None
         state = {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec,
@@ -86,8 +87,7 @@ def write(sae: PlainSae, directory: Path) -> Path:
     if sae.k:
         trainer["k"] = sae.k
     directory.mkdir(parents=True, exist_ok=True)
-    part = directory / "ae.part"
-    torch.save(state, part)
-    part.replace(directory / "ae.pt")
-    (directory / "config.json").write_text(json.dumps({"trainer": trainer}, indent=2) + "\n", encoding="utf-8")
+    with whole_file(directory / "ae.pt") as part:
+        torch.save(state, part)
+    write_json(directory / "config.json", {"trainer": trainer})
     return directory

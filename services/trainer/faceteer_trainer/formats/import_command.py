@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from faceteer_runtime.bundle import Bundle, BundleError
 from faceteer_sae.statistics import FILE as STATISTICS
+from faceteer_sae.weights import SaeWeights
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
 from faceteer_trainer.formats import bundle_sae, dictionary_learning, published, saelens, sparsify
 from faceteer_trainer.formats.measuring import measure_import
-from faceteer_trainer.formats.plain import PlainSae
 
 FORMATS = ("published", "saelens", "dictionary-learning", "sparsify")
 
@@ -68,14 +69,14 @@ def run(arguments: argparse.Namespace) -> None:
     with locked(arguments.out):
         # What was measured of another SAE says nothing of this one.
         (arguments.out / STATISTICS).unlink(missing_ok=True)
-        bundle_sae.write(sae.with_metadata(metadata), arguments.out, dtype)
+        bundle_sae.write(replace(sae, metadata=metadata), arguments.out, dtype)
         print(f"{arguments.out}: {sae.architecture}, {sae.d_sae:,} features of {sae.d_in} values, {dtype}")
         if corpus is not None:
             del sae
             print(measure_import(arguments.out, corpus, arguments.statistics_rows))
 
 
-def _encoder_of(directory: Path, sae: PlainSae, file: Path) -> str:
+def _encoder_of(directory: Path, sae: SaeWeights, file: Path) -> str:
     """The revision of a bundle's encoder, which must make embeddings of the SAE's length."""
     try:
         encoder = Bundle.open(directory).part("encoder")
@@ -90,7 +91,7 @@ def _encoder_of(directory: Path, sae: PlainSae, file: Path) -> str:
     return encoder.revision
 
 
-def read(format: str, path: Path, *, any_checksum: bool = False, activation_scale: float | None = None) -> PlainSae:
+def read(format: str, path: Path, *, any_checksum: bool = False, activation_scale: float | None = None) -> SaeWeights:
     """An SAE in one of :data:`FORMATS`. Raises JobError."""
     if format == "published":
         return published.read(path, any_checksum=any_checksum)

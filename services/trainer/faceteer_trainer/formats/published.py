@@ -12,17 +12,19 @@ import hashlib
 from pathlib import Path
 
 import torch
+from faceteer_runtime.files import whole_file
+from faceteer_sae.weights import SaeWeights
 
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.conversions import checked, take, turned, with_input_shift
 from faceteer_trainer.formats.files import read_pickle
-from faceteer_trainer.formats.plain import PlainSae, take, turned
 
 SHA256 = "427e99d536d067aee9681f4c26d0e2efaac5524eaab80c78f23ffca56e0bd479"
 SOURCE = "gytdau/clip-sae-128, sparse_autoencoder_128.pth"
 _NAMES = ("encoder.weight", "enc_bias", "decoder.weight", "dec_bias")
 
 
-def read(path: Path, *, any_checksum: bool = False) -> PlainSae:
+def read(path: Path, *, any_checksum: bool = False) -> SaeWeights:
     """The file, whose digest must be the published one's unless ``any_checksum``."""
     if not path.is_file():
         raise JobError(f"{path}: missing")
@@ -36,16 +38,16 @@ def read(path: Path, *, any_checksum: bool = False) -> PlainSae:
             )
     encoder, enc_bias, decoder, dec_bias = take(read_pickle(path), path, *_NAMES)
     metadata = {} if any_checksum else {"source": SOURCE}
-    return PlainSae("standard", encoder, enc_bias, turned(decoder, path), dec_bias, False, metadata=metadata).checked(
-        path
+    return checked(
+        SaeWeights("standard", encoder, enc_bias, turned(decoder, path), dec_bias, False, metadata=metadata), path
     )
 
 
-def write(sae: PlainSae, path: Path) -> Path:
+def write(sae: SaeWeights, path: Path) -> Path:
     """A file in this format, in fp16."""
     if sae.architecture != "standard":
         raise JobError(f"the published format has no {sae.architecture}; it knows ReLU only")
-    sae = sae.with_input_shift(False)
+    sae = with_input_shift(sae, False)
     state = {
         "enc_bias": sae.b_enc.half(),
         "encoder.weight": sae.W_enc.half().contiguous(),
@@ -55,8 +57,7 @@ def write(sae: PlainSae, path: Path) -> Path:
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise JobError(f"{path}: {name} does not fit float16, which this format is in; export to saelens instead")
-    part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, part)
-    part.replace(path)
+    with whole_file(path) as part:
+        torch.save(state, part)
     return path

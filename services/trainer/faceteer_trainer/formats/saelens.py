@@ -9,16 +9,17 @@ the same as moving the norms into the encoder.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from faceteer_runtime.files import whole_file, write_json
+from faceteer_sae.weights import SaeWeights
 from safetensors.torch import save_file
 
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.conversions import checked, of_raw_input, take, turned, unit_rows, whole_number
 from faceteer_trainer.formats.files import read_json, read_safetensors
-from faceteer_trainer.formats.plain import PlainSae, take, turned, whole_number
 
 # The version whose files these are; readers treat files that name none as older than 6.
 VERSION = "6.18.0"
@@ -31,7 +32,7 @@ _MORE: dict[str, tuple[str, ...]] = {
 }
 
 
-def read(path: Path, *, activation_scale: float | None = None) -> PlainSae:
+def read(path: Path, *, activation_scale: float | None = None) -> SaeWeights:
     """The SAE in a folder, or of the path of its sae_weights.safetensors.
 
     Args:
@@ -57,28 +58,31 @@ def read(path: Path, *, activation_scale: float | None = None) -> PlainSae:
         raise JobError(f"{where}: reshape_activations is {reshaped!r}; an embedding has one dimension")
     W_enc, b_enc, W_dec, b_dec, *more = take(read_safetensors(weights), weights, *_FOUR, *_MORE[architecture])
     metadata = cfg.get("metadata")
-    sae = PlainSae(
-        architecture,
-        turned(W_enc, weights),
-        b_enc,
-        W_dec,
-        b_dec,
-        bool(cfg.get("apply_b_dec_to_input", True)),
-        whole_number(cfg.get("k", 100), where, "k") if "topk" in architecture else 0,
-        more[0] if more else None,
-        metadata if isinstance(metadata, dict) else {},
-    ).checked(weights)
+    sae = checked(
+        SaeWeights(
+            architecture,
+            turned(W_enc, weights),
+            b_enc,
+            W_dec,
+            b_dec,
+            bool(cfg.get("apply_b_dec_to_input", True)),
+            whole_number(cfg.get("k", 100), where, "k") if "topk" in architecture else 0,
+            more[0] if more else None,
+            metadata if isinstance(metadata, dict) else {},
+        ),
+        weights,
+    )
     for name, value in (("d_in", sae.d_in), ("d_sae", sae.d_sae)):
         if cfg.get(name, value) != value:
             raise JobError(f"{where}: {name} is {cfg[name]!r}, but {weights.name} holds {value}")
     rescaled = bool(cfg.get("rescale_acts_by_decoder_norm", False))
     if normalised != "none":
         assert activation_scale is not None
-        sae = sae.of_raw_input(activation_scale)
+        sae = of_raw_input(sae, activation_scale)
         if rescaled and sae.architecture == "batchtopk" and sae.threshold is not None:
             # Its threshold is of pre ||d_i||, and the d_i have just become shorter.
             sae = replace(sae, threshold=sae.threshold / activation_scale)
-    return sae.unit_rows() if rescaled else sae
+    return unit_rows(sae) if rescaled else sae
 
 
 def _modern(cfg: dict[str, Any], where: Path) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def _modern(cfg: dict[str, Any], where: Path) -> dict[str, Any]:
     return cfg
 
 
-def write(sae: PlainSae, directory: Path) -> Path:
+def write(sae: SaeWeights, directory: Path) -> Path:
     """What SAELens reads: batchtopk as the jumprelu that it is once it is trained."""
     architecture, threshold = sae.architecture, sae.threshold
     if architecture == "batchtopk":
@@ -130,8 +134,7 @@ def write(sae: PlainSae, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for name, tensor in tensors.items():
         tensors[name] = tensor.clone()  # tied weights share memory, which a safetensors file cannot say
-    part = directory / "sae_weights.part"
-    save_file(tensors, part)
-    part.replace(directory / "sae_weights.safetensors")
-    (directory / "cfg.json").write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
+    with whole_file(directory / "sae_weights.safetensors") as part:
+        save_file(tensors, part)
+    write_json(directory / "cfg.json", cfg)
     return directory

@@ -6,19 +6,20 @@ the k largest of relu((x - b_dec) E^T + bias), W_dec^T f + b_dec
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from faceteer_runtime.files import whole_file, write_json
+from faceteer_sae.weights import SaeWeights
 from safetensors.torch import save_file
 
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.formats.conversions import checked, take, whole_number, with_input_shift
 from faceteer_trainer.formats.files import read_json, read_safetensors
-from faceteer_trainer.formats.plain import PlainSae, take, whole_number
 
 _NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
-def read(path: Path) -> PlainSae:
+def read(path: Path) -> SaeWeights:
     """The sparse coder in a folder, or of the path of its sae.safetensors."""
     directory = path if path.is_dir() or not path.exists() else path.parent
     path = directory / "cfg.json"
@@ -30,14 +31,14 @@ def read(path: Path) -> PlainSae:
             raise JobError(f"{path}: a sparse coder with {name} is no autoencoder of embeddings")
     weights = directory / "sae.safetensors"
     W, b, D, shift = take(read_safetensors(weights), weights, *_NAMES)
-    return PlainSae("topk", W, b, D, shift, True, whole_number(cfg.get("k", 32), path, "k")).checked(weights)
+    return checked(SaeWeights("topk", W, b, D, shift, True, whole_number(cfg.get("k", 32), path, "k")), weights)
 
 
-def write(sae: PlainSae, directory: Path) -> Path:
+def write(sae: SaeWeights, directory: Path) -> Path:
     """A folder that sparsify reads; it knows topk only."""
     if sae.architecture != "topk":
         raise JobError(f"sparsify has no {sae.architecture}; it knows topk only")
-    sae = sae.with_input_shift(True)
+    sae = with_input_shift(sae, True)
     norms = sae.W_dec.float().norm(dim=1)
     cfg = {
         "activation": "topk",
@@ -52,8 +53,7 @@ def write(sae: PlainSae, directory: Path) -> Path:
     }
     tensors = dict(zip(_NAMES, (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), strict=True))
     directory.mkdir(parents=True, exist_ok=True)
-    part = directory / "sae.part"
-    save_file({name: tensor.float().contiguous().clone() for name, tensor in tensors.items()}, part)
-    part.replace(directory / "sae.safetensors")
-    (directory / "cfg.json").write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
+    with whole_file(directory / "sae.safetensors") as part:
+        save_file({name: tensor.float().contiguous().clone() for name, tensor in tensors.items()}, part)
+    write_json(directory / "cfg.json", cfg)
     return directory

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.reconstruction import Reconstruction
 from scipy import sparse
 
 Floats = npt.NDArray[np.float32]
@@ -18,7 +19,7 @@ _MOST = 1024
 
 
 def sae_figures(sae: SparseAutoencoder, embeds: Floats, acts: sparse.spmatrix) -> dict[str, float]:
-    """Of up to 1,024 pictures: explained_variance ``1 - |x - x_hat|^2 / |x - mean|^2``, cosine of x and x_hat, and l0.
+    """Of up to 1,024 pictures: explained_variance, cosine of embedding and reconstruction, and l0.
 
     Args:
         sae: that gave the activations.
@@ -29,10 +30,10 @@ def sae_figures(sae: SparseAutoencoder, embeds: Floats, acts: sparse.spmatrix) -
     x, f = embeds[rows], sparse.csr_matrix(acts)[rows]
     on = np.unique(f.indices)
     x_hat = sae.b_dec + f[:, on] @ sae.directions(on)
-    cosine = (x * x_hat).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(x_hat, axis=1), 1e-12)
+    fit = Reconstruction().add(x, x_hat)
     return {
-        "explained_variance": float(1 - np.square(x - x_hat).sum() / max(np.square(x - x.mean(0)).sum(), 1e-12)),
-        "cosine": float(cosine.mean()),
+        "explained_variance": fit.explained_variance,
+        "cosine": fit.cosine,
         "l0": float((f > 0).sum() / len(rows)),
         "pictures": len(rows),
     }

@@ -13,19 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.rivals import RivalRule, Rivals, find_rivals
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.library.activations import ActivationStore, spans
 from faceteer_trainer.library.encoding import Active, BulkEncoder
-from faceteer_trainer.library.related import (
-    Relatives,
-    RivalRule,
-    Rivals,
-    coactivating_common,
-    coactivating_sampled,
-    rivals,
-)
+from faceteer_trainer.library.related import Relatives, coactivating_common, coactivating_sampled
 from faceteer_trainer.library.tallies import Pairs, Spread, Table, lottery
 
 Ints = npt.NDArray[np.int64]
@@ -134,8 +128,8 @@ def measure(
         strong_pairs.add(active, strong)
         read = first + len(active.indptr)
         report("examples and pairs", read / pictures)
-    found_rivals = rivals(strong_pairs, strong_count, pictures, settings.rule)
-    return CorpusStatistics(pictures, spread, p99, best, sample, found_rivals, any_pairs, np.concatenate(l0))
+    rivals = find_rivals(strong_pairs.features, strong_pairs.together, strong_count, pictures, settings.rule)
+    return CorpusStatistics(pictures, spread, p99, best, sample, rivals, any_pairs, np.concatenate(l0))
 
 
 def find_coactivating(

@@ -1,12 +1,11 @@
-"""Which features belong together: by firing together, by never doing so, by direction.
+"""Which features belong together, by firing together or by direction: lists of (feature, score), best first.
 
-Every function answers lists of (feature, score), best first.
+Which features keep apart is the rule for rivals: :mod:`faceteer_sae.rivals`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,22 +23,6 @@ Relatives = list[tuple[int, float]]
 _LEAST_TOGETHER = 5
 _LEAST_LIFT = 1.2
 _SLACK = 20
-
-
-class RivalRule(NamedTuple):
-    """When two features are rivals: see `faceteer_trainer.sae.statistics.find_rivals`.
-
-    Attributes:
-        strong: of its own p99; weaker firing does not count.
-        least_share: of pictures on which each must fire strongly.
-        least_expected: pictures with both that independence would predict; fewer could be kept apart by chance.
-        most_ratio: of that expectation that may be seen.
-    """
-
-    strong: float = 0.3
-    least_share: float = 0.01
-    least_expected: float = 20.0
-    most_ratio: float = 0.1
 
 
 def lift(together: npt.NDArray[np.integer], count_a: Ints, count_b: Ints, pictures: int) -> npt.NDArray[np.float64]:
@@ -81,48 +64,6 @@ def coactivating_sampled(sampled: Active, count: Ints, pictures: int, most: int,
     # Of equal ones first the one that is seen together more often: the other may be chance.
     best = np.lexsort((-together, -np.round(lifts, 6)))[:most]
     return [(int(others[b]), float(lifts[b])) for b in best if lifts[b] > _LEAST_LIFT]
-
-
-class Rivals(NamedTuple):
-    """Every feature's rivals in compressed rows: feature f's are entries offsets[f] to offsets[f + 1].
-
-    Attributes:
-        offsets: int64 [d_sae + 1].
-        indices: int32 [entries], rising within a feature.
-        lifts: float32 [entries], strong firings together over those that independence predicts.
-        strong_count: int64 [d_sae], pictures on which each feature fires strongly.
-    """
-
-    offsets: Ints
-    indices: npt.NDArray[np.int32]
-    lifts: Floats
-    strong_count: Ints
-
-    def best(self, feature: int, most: int) -> Relatives:
-        """The rivals that it meets least, among equals the commonest, with their lift."""
-        part = slice(self.offsets[feature], self.offsets[feature + 1])
-        others, lifts = self.indices[part], self.lifts[part]
-        order = np.lexsort((-self.strong_count[others], lifts))[:most]
-        return [(int(others[o]), float(lifts[o])) for o in order]
-
-
-def rivals(strong: Pairs, strong_count: Ints, pictures: int, rule: RivalRule) -> Rivals:
-    """For each common feature, those that hardly ever fire strongly together with it though chance would have it so."""
-    counts = strong_count[strong.features]
-    common = counts >= rule.least_share * pictures
-    sizes = np.zeros(len(strong_count), np.int64)
-    indices, lifts = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
-    for place in np.flatnonzero(common):
-        expected = counts[place].astype(np.float64) * counts / pictures
-        together = strong.together[place]
-        apart = common & (expected >= rule.least_expected) & (together < rule.most_ratio * expected)
-        apart[place] = False
-        others = np.flatnonzero(apart)
-        sizes[strong.features[place]] = len(others)
-        indices.append(strong.features[others].astype(np.int32))
-        lifts.append((together[others] / expected[others]).astype(np.float32))
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return Rivals(offsets, np.concatenate(indices), np.concatenate(lifts), strong_count)
 
 
 @torch.inference_mode()

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from faceteer_runtime.bundle import Bundle
 from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.statistics import FILE as STATISTICS
+from faceteer_sae.weights import CONFIG
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
@@ -23,7 +25,7 @@ from faceteer_trainer.files import locked, writing
 from faceteer_trainer.library.activations import ActivationStore
 from faceteer_trainer.library.measure import BuildSettings, encode_corpus, measure
 from faceteer_trainer.library.staging import commit, part_revision, seal_staged, stage
-from faceteer_trainer.library.statistics import CARD, STATISTICS, write_statistics
+from faceteer_trainer.library.statistics import write_statistics
 from faceteer_trainer.library.writing import write_library
 from faceteer_trainer.progress import Progress
 
@@ -80,7 +82,7 @@ def build_library(
         encode_corpus(corpus, sae, store, report, device)
         measured = measure(store, len(corpus), sae.d_sae, settings, report)
         revision, library = bundle.part("sae").revision, out
-        renewed = [_LIBRARY] if keep_statistics else [_LIBRARY, f"sae/{STATISTICS}", f"sae/{CARD}"]
+        renewed = [_LIBRARY] if keep_statistics else [_LIBRARY, f"sae/{STATISTICS}", f"sae/{CONFIG}"]
         if library is None:
             stage(bundle, staging, renewed)
             if not keep_statistics:

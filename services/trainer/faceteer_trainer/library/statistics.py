@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from safetensors.torch import save_file
+from faceteer_sae.statistics import FeatureStatistics, embedding_statistics, save_statistics
+from faceteer_sae.weights import update_metadata
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.library.measure import CorpusStatistics
 
-STATISTICS, CARD = "feature_statistics.safetensors", "cfg.json"
-_QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
-
 
 def write_statistics(directory: Path, corpus: EmbeddingCorpus, measured: CorpusStatistics) -> None:
     """Writes the statistics of an SAE's directory anew, and what its card says of embeddings."""
-    _write_features(directory / STATISTICS, corpus, measured)
-    _write_card(directory / CARD, corpus, measured)
-
-
-def _write_features(path: Path, corpus: EmbeddingCorpus, measured: CorpusStatistics) -> None:
-    save_file(
-        {
-            "firing_share": torch.from_numpy(measured.firing_share),
-            "p99": torch.from_numpy(measured.p99),
-            "rivals_offsets": torch.from_numpy(measured.rivals.offsets),
-            "rivals_indices": torch.from_numpy(measured.rivals.indices),
-            "embedding_mean": torch.from_numpy(_sample(corpus).mean(0)),
-        },
-        path,
-    )
-
-
-def _write_card(path: Path, corpus: EmbeddingCorpus, measured: CorpusStatistics) -> None:
-    card = json.loads(path.read_text(encoding="utf-8"))
-    norms = np.linalg.norm(_sample(corpus), axis=1)
-    card.setdefault("metadata", {})["embedding_statistics"] = {
-        "norm": {name: float(np.quantile(norms, q)) for name, q in _QUANTILES.items()},
-        "l0": {name: float(np.quantile(measured.l0, q)) for name, q in _QUANTILES.items()},
-    }
-    path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    sample, rivals = _sample(corpus), measured.rivals
+    statistics = FeatureStatistics(measured.firing_share, measured.p99, rivals.offsets, rivals.indices, sample.mean(0))
+    save_statistics(directory, statistics)
+    norms = np.linalg.norm(sample, axis=1)
+    update_metadata(directory, {"embedding_statistics": embedding_statistics(norms, measured.l0)})
 
 
 def _sample(corpus: EmbeddingCorpus) -> npt.NDArray[np.float32]:

@@ -1,7 +1,4 @@
-"""Several SAEs as points: explained variance against L0, coloured by how many features are dead.
-
-It knows nothing of how the figures came about.
-"""
+"""Several SAEs as points: explained variance against L0, coloured by how many features are dead."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from faceteer_runtime.files import whole_file
 from matplotlib import pyplot, ticker
-
-from faceteer_trainer.corpus.shards import whole_file
 
 
 def draw(results: dict[str, dict[str, Any]], title: str, directory: Path) -> None:
@@ -49,6 +45,6 @@ def draw(results: dict[str, dict[str, Any]], title: str, directory: Path) -> Non
     density.grid(alpha=0.3)
     density.legend(fontsize=9)
     figure.suptitle(title)
-    with whole_file(directory / "comparison.png") as file:
-        figure.savefig(file, format="png", dpi=120)
+    with whole_file(directory / "comparison.png") as part:
+        figure.savefig(part, format="png", dpi=120)
     pyplot.close(figure)

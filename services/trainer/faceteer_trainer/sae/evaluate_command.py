@@ -1,7 +1,4 @@
-"""`python -m faceteer_trainer evaluate-sae`: one or several SAEs on one corpus, as a table, a plot and JSON.
-
-It knows options and which embeddings belong together; the figures are `comparison`, the plot is `comparison_plot`.
-"""
+"""`python -m faceteer_trainer evaluate-sae`: one or several SAEs on one corpus, as a table, a plot and JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from faceteer_runtime.bundle import Bundle, BundleError
+from faceteer_runtime.files import write_json, write_text
 from rich.console import Console
 from rich.table import Table
 
-from faceteer_trainer.corpus.shards import EmbeddingCorpus, whole_file
+from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
 from faceteer_trainer.sae import comparison_plot
-from faceteer_trainer.sae.comparison import ServedSae, evaluate
-from faceteer_trainer.sae.outputs import write_json
+from faceteer_trainer.sae.autoencoder import Autoencoder
+from faceteer_trainer.sae.comparison import evaluate
 from faceteer_trainer.sae.sampling import permuted
 
 # Pictures whose names are compared when a judge's corpus should be of the same ones.
@@ -66,8 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
             "saes": results,
         }
         write_json(arguments.out / "results.json", report)
-        with whole_file(arguments.out / "comparison.md") as file:
-            file.write(_markdown(report).encode())
+        write_text(arguments.out / "comparison.md", _markdown(report))
         comparison_plot.draw(results, f"{corpus.card.name}, {len(indices):,} pictures", arguments.out)
     # Wide enough for every column, whatever it is printed to.
     Console(width=max(console.width, 132)).print(_table(report))
@@ -78,12 +75,12 @@ def _evaluate(
     name: str, directory: Path, corpus: EmbeddingCorpus, judge: EmbeddingCorpus | None,
     indices: npt.NDArray[np.int64], arguments: argparse.Namespace, console: Console,
 ) -> dict[str, Any]:  # fmt: skip
-    sae = ServedSae.load(directory, arguments.device)
+    sae = Autoencoder.load(directory, arguments.device)
     if sae.d_in != corpus.embed_dim:
         raise JobError(
             f"{directory}: an SAE of {sae.d_in}-d embeddings, but {arguments.corpus} holds {corpus.embed_dim}-d"
         )
-    made_by = sae.config.metadata.get("encoder_revision")
+    made_by = sae.metadata.get("encoder_revision")
     if made_by is not None and made_by != corpus.encoder_revision:
         raise JobError(
             f"{directory}: trained on embeddings of encoder {made_by}, but {arguments.corpus} is of "
@@ -94,7 +91,7 @@ def _evaluate(
             sae, corpus.rows, indices, judge=None if judge is None else judge.rows, judged_rows=arguments.ms_rows,
             progress=lambda rows: status.update(f"{name}: {rows:,} of {len(indices):,} pictures"),
         )  # fmt: skip
-    return {"directory": directory.name, "architecture": sae.config.architecture, "k": sae.config.k or None,
+    return {"directory": directory.name, "architecture": sae.architecture, "k": sae.k or None,
             **found.as_dict(arguments.ms_least)}  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Sparse kernels of an SAE's step: what they cost follows the activations that fire, not the dictionary's width.
 
-It knows nothing of architectures, losses or corpora. Both matrices lie as rows, W_enc and W_dec [n, d], so that a
+Both matrices lie as rows, W_enc and W_dec [n, d], so that a
 latent's vectors are contiguous. A *pair* is one firing: a row of the batch and a latent. The gradients of both matrices
 are sparse tensors that hold only the latents of the pairs, and `RowAdam` moves only those.
 
@@ -157,6 +157,12 @@ class RowAdam:
         wide = steps.double().reshape(-1, *[1] * (grad.dim() - 1))
         rate = (self.rate / (1 - first**wide)).to(grad.dtype)
         return rate * mean / ((square / (1 - second**wide).to(grad.dtype)).sqrt() + self.eps)
+
+    @torch.no_grad()
+    def forget(self, name: str, rows: torch.Tensor) -> None:
+        """Starts these rows of a parameter afresh: no moments, no steps."""
+        for tensor in self.state[name].values():
+            tensor[rows] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step counts, by parameter."""

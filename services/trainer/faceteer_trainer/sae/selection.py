@@ -1,6 +1,6 @@
-"""Which latents fire: all pre-activations are looked at once, in chunks of bounded memory, without a gradient.
+"""Which latents fire: all pre-activations are looked at once, in chunks, without a gradient.
 
-It knows nothing of losses. Memory follows the chunk and the pairs that are kept, never batch x width.
+Memory follows the chunk and the pairs that are kept, never batch x width.
 """
 
 from __future__ import annotations
@@ -83,16 +83,3 @@ def select_batch_topk(
     order = (rows * len(W_enc) + latents).argsort()
     least = values.min() if len(values) else values.new_zeros(())
     return Pairs(rows[order], latents[order]), least
-
-
-@torch.no_grad()
-def select_above(x_in: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, threshold: torch.Tensor) -> Pairs:
-    """All pairs whose pre-activation is above max(threshold, 0), threshold [n] or 0-d; x_in [b, d]."""
-    least = threshold.clamp_min(0).expand(len(W_enc))
-    found = []
-    for first, pre in pre_act_chunks(x_in, W_enc, b_enc):
-        rows, columns = (pre > least[first : first + pre.shape[1]]).nonzero(as_tuple=True)
-        found.append((rows, columns + first))
-    rows, latents = (torch.cat(part) for part in zip(*found, strict=True))
-    order = (rows * len(W_enc) + latents).argsort()
-    return Pairs(rows[order], latents[order])

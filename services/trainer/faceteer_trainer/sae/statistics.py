@@ -1,80 +1,107 @@
-"""What each feature does on a corpus: how often it fires, how strongly, and which features it never fires with.
-
-Everything here is found from activations alone; no label, caption or ground truth is read.
-"""
+"""Measures an SAE on a corpus: what each feature does there, what embeddings are usual, and how good the fit is."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from faceteer_sae.reconstruction import Reconstruction
+from faceteer_sae.rivals import RULE, Rivals, find_rivals
+from faceteer_sae.statistics import FeatureStatistics, embedding_statistics
 
-STRONG = 0.3  # of its own p99: a feature that only flickers does not count as firing together with another
+from faceteer_trainer.corpus.shards import EmbeddingCorpus
+from faceteer_trainer.sae.autoencoder import Autoencoder
+from faceteer_trainer.sae.kernels import sum_by_row
+from faceteer_trainer.sae.sampling import BlockShuffle
 
-
-class FeatureStatistics(NamedTuple):
-    """One row a feature, n features."""
-
-    firing_share: torch.Tensor  # f32 [n]: the share of pictures in which it fires
-    p99: torch.Tensor  # f32 [n]: 99th percentile of its activation where it fires; 0 if it never does
-    rivals_offsets: torch.Tensor  # i64 [n + 1]: feature i's rivals are indices[offsets[i] : offsets[i + 1]]
-    rivals_indices: torch.Tensor  # i32
-
-    def rivals(self, feature: int) -> list[int]:
-        """The features that never fire with this one although both are common."""
-        start, stop = self.rivals_offsets[feature : feature + 2].tolist()
-        return self.rivals_indices[start:stop].tolist()
+# Firings held at once: 16 bytes each. Rows stop being measured where a dense SAE would fire more often.
+_MOST_PAIRS = 30_000_000
+# Rivals are looked for among this many of the commonest features.
+_MOST_COMMON = 4096
+_CHUNK = 1024
 
 
-def find_rivals(fires: torch.Tensor, least_share: float = 0.01, least_expected: float = 20.0,
-                most_ratio: float = 0.1) -> torch.Tensor:  # fmt: skip
-    """bool [n, n]: pairs that co-fire under `most_ratio` times what independence would give.
+class Measured(NamedTuple):
+    """What an SAE does on a corpus.
 
-    `fires` [m, n] bool. Both must fire in `least_share` of the pictures, and independence must predict at least
-    `least_expected` pictures with both, or chance alone could keep them apart.
+    Attributes:
+        statistics: per feature, as feature_statistics.safetensors holds them.
+        embedding_statistics: percentiles of norm and L0, as cfg.json holds them.
+        figures: explained_variance, cosine (mean), l0 (mean), dead_share (features that fired on none of the rows),
+            rows.
     """
-    found = fires.float()
-    return rivals_from_counts(found.T @ found, len(found), least_share, least_expected, most_ratio)
+
+    statistics: FeatureStatistics
+    embedding_statistics: dict[str, dict[str, float]]
+    figures: dict[str, float]
 
 
-def rivals_from_counts(together: torch.Tensor, rows: int, least_share: float = 0.01, least_expected: float = 20.0,
-                       most_ratio: float = 0.1) -> torch.Tensor:  # fmt: skip
-    """The same from counts: `together` [n, n] of rows in which both fire, its diagonal those in which each does."""
-    share = together.diagonal() / rows
-    expected = rows * share[:, None] * share[None]
-    common = share >= least_share
-    rivals = (together < most_ratio * expected) & (expected >= least_expected) & common[:, None] & common[None]
-    return rivals.fill_diagonal_(False)
+@torch.no_grad()
+def measure(model: Autoencoder, corpus: EmbeddingCorpus, most_rows: int) -> Measured:
+    """Runs an SAE for raw embeddings over up to `most_rows` rows from all over the corpus, as it will be served."""
+    count = min(most_rows, len(corpus))
+    # From all over, without a row twice; in the corpus' own order where that is everything.
+    indices = np.arange(count) if count == len(corpus) else BlockShuffle(len(corpus), count, seed=1).indices(0)
+    latents, acts, norms, l0s = [], [], [], []
+    sums, firings = Reconstruction(), 0
+    for start in range(0, count, _CHUNK):
+        raw = corpus.rows(indices[start : start + _CHUNK])
+        x = torch.from_numpy(raw).to(model.device)
+        pairs, values = model.fire(x)
+        sums.add(raw, (sum_by_row(values, model.W_dec, pairs, len(x)) + model.b_dec).cpu().numpy())
+        latents.append(pairs.latents.int().cpu())
+        acts.append(values.cpu())
+        l0s.append(torch.bincount(pairs.rows, minlength=len(x)).cpu())
+        norms.append(x.norm(dim=-1).cpu())
+        firings += len(values)
+        if firings > _MOST_PAIRS:
+            break
+    l0 = torch.cat(l0s)
+    statistics = _statistics(torch.cat(latents), torch.cat(acts), l0, model.d_sae, sums.mean.astype(np.float32))
+    figures = {
+        "explained_variance": sums.explained_variance, "cosine": sums.cosine, "l0": float(l0.float().mean()),
+        "dead_share": float((statistics.firing_share == 0).mean()), "rows": sums.rows,
+    }  # fmt: skip
+    return Measured(statistics, embedding_statistics(torch.cat(norms).numpy(), l0.numpy()), figures)
 
 
-def measure_features(features: torch.Tensor) -> FeatureStatistics:
-    """Statistics of activations [m, n] on a corpus of m pictures."""
-    fires = features > 0
-    p99 = torch.stack([
-        torch.quantile(column[column > 0], 0.99) if bool((column > 0).any()) else column.new_zeros(())
-        for column in features.T
-    ]).float()  # fmt: skip
-    rivals = find_rivals(features > STRONG * p99.clamp_min(1e-9))
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), rivals.sum(1).cumsum(0)])
-    return FeatureStatistics(fires.float().mean(0), p99, offsets, rivals.nonzero()[:, 1].to(torch.int32))
+def _statistics(
+    latents: torch.Tensor, acts: torch.Tensor, l0: torch.Tensor, d_sae: int, mean: npt.NDArray[np.float32]
+) -> FeatureStatistics:
+    """Of firings [P] in the order of the rows, l0 int64 [m] of which each row has."""
+    counts = torch.bincount(latents, minlength=d_sae)
+    by_value = acts.argsort()
+    order = by_value[latents[by_value].argsort(stable=True)]
+    values = torch.cat([acts[order], acts.new_zeros(1)])
+    # The 99th percentile, linear between neighbours as torch.quantile has it.
+    place = (counts - 1).clamp_min(0).double() * 0.99
+    low = counts.cumsum(0) - counts + place.floor().long()
+    high = torch.minimum(low + 1, (counts.cumsum(0) - 1).clamp_min(0))
+    p99 = torch.lerp(values[low], values[high], (place - place.floor()).float())
+    p99 = torch.where(counts > 0, p99, 0.0)
+    rivals = _rivals(latents, acts > RULE.strong * p99[latents], l0, d_sae)
+    share = (counts.double() / len(l0)).float()
+    return FeatureStatistics(share.numpy(), p99.numpy(), rivals.offsets, rivals.indices, mean)
 
 
-def embedding_statistics(embeds: torch.Tensor, features: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Percentiles of the embeddings' norm and of L0, for the product's input gate."""
-    shares = torch.tensor([0.01, 0.5, 0.99])
-    names = ("p01", "p50", "p99")
-    norms = torch.quantile(embeds.norm(dim=-1), shares).tolist()
-    l0 = torch.quantile((features > 0).sum(-1).float(), shares).tolist()
-    return {"norm": dict(zip(names, norms, strict=True)), "l0": dict(zip(names, l0, strict=True))}
-
-
-def save_statistics(statistics: FeatureStatistics, path: Path) -> None:
-    """Write feature_statistics.safetensors."""
-    save_file({name: tensor.contiguous() for name, tensor in statistics._asdict().items()}, path)
-
-
-def load_statistics(path: Path) -> FeatureStatistics:
-    """Read it back."""
-    return FeatureStatistics(**load_file(path))
+def _rivals(latents: torch.Tensor, strong: torch.Tensor, l0: torch.Tensor, d_sae: int) -> Rivals:
+    """Among the commonest features; `strong` bool [P]: which firings are strong."""
+    count = torch.bincount(latents[strong], minlength=d_sae)
+    common = count.topk(min(_MOST_COMMON, d_sae)).indices
+    common = common[count[common] >= RULE.least_share * len(l0)].sort().values
+    place = torch.full((d_sae,), -1)
+    place[common] = torch.arange(len(common))
+    together = torch.zeros(len(common), len(common))
+    ends = l0.cumsum(0)
+    for first in range(0, len(l0), 4096):
+        last = min(first + 4096, len(l0))
+        part = slice(int(ends[first] - l0[first]), int(ends[last - 1]))
+        rows = torch.repeat_interleave(torch.arange(last - first), l0[first:last])
+        columns = place[latents[part]]
+        kept = strong[part] & (columns >= 0)
+        fires = torch.zeros(last - first, len(common))
+        fires[rows[kept], columns[kept]] = 1
+        together += fires.T @ fires
+    return find_rivals(common.numpy(), together.long().numpy(), count.numpy(), len(l0))

@@ -1,7 +1,4 @@
-"""`python -m faceteer_trainer train-sae`: a corpus of embeddings to an SAE that a bundle serves.
-
-It knows options, the folder's lock and the log; the training is `trainer`, the files are `outputs`.
-"""
+"""`python -m faceteer_trainer train-sae`: a corpus of embeddings to an SAE that a bundle serves."""
 
 from __future__ import annotations
 
@@ -9,20 +6,22 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
+from faceteer_runtime.files import write_json
 from torch.utils.tensorboard import SummaryWriter
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
-from faceteer_trainer.sae import outputs, postcards_recipe
-from faceteer_trainer.sae.architectures import ARCHITECTURES, SPARSE, Loss, Losses
-from faceteer_trainer.sae.trainer import Settings, Trainer, flat
+from faceteer_trainer.sae.losses import Loss, Losses
+from faceteer_trainer.sae.trainer import ARCHITECTURES, SPARSE, STARTS, Settings, Trainer, flat
 from faceteer_trainer.training import Budget
 
 _LOSS, _SETTINGS = Loss(), Settings("topk", 1)
+_PREFIXES = (1 / 16, 1 / 4, 1.0)
+# Latents start as the published loss wants them, and none of them is ever held to be dead.
+_NOT_FOR_STANDARD = ("start", "start_k", "reset_every")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--l1", type=float, default=_LOSS.l1, help="standard: weight of the sum over batch and latents (4e-5)")
     add("--l0-weight", type=float, default=_LOSS.l0_weight, help="jumprelu: weight of the squared relative miss of k")
     add("--bandwidth", type=float, default=_LOSS.bandwidth, help="jumprelu: width of the kernel")
-    add("--prefixes", type=_shares, default=_LOSS.prefixes, metavar="SHARES", help="matryoshka: 0.0625,0.25,1")
+    add("--prefixes", type=_shares, default=_PREFIXES, metavar="SHARES", help="matryoshka: 0.0625,0.25,1")
+    add(
+        "--start",
+        choices=STARTS,
+        default=_SETTINGS.start,
+        help="first directions: random (default); neighbours: "
+        "differences of near neighbours; skewed: where embeddings are most skewed",
+    )
+    add("--start-k", type=float, default=_SETTINGS.start_k, help="k at the start, from which it falls to --k; 0: none")
+    add("--anneal", type=float, default=_SETTINGS.anneal, help=f"share of the budget over which ({_SETTINGS.anneal})")
+    add(
+        "--reset-every",
+        type=int,
+        default=_SETTINGS.reset_every,
+        help="steps between resets of dead latents onto what is not explained; 0: never",
+    )
+    add("--hold-b-dec", action="store_true", help="keep b_dec at the corpus' mean")  # fmt: skip
     add("--steps", type=_positive, help="how many (10000); reproducible to the bit")
     add("--minutes", type=float, help="how long instead, on this machine")
     add("--batch", type=_positive, default=_SETTINGS.batch, help=f"rows a step ({_SETTINGS.batch})")
@@ -54,7 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-minutes", type=float, default=5.0)
     add("--statistics-rows", type=_positive, default=100_000, help="rows that the features are measured on (100000)")
     add("--log-every", type=_positive, default=50, help="steps (50)")
-    add("--recipe", choices=("postcards",), help="instead: the postcards bundle's own recipe, for small dictionaries")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,10 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.minutes is not None and arguments.minutes <= 0:
         raise JobError(f"--minutes is {arguments.minutes}; it must be above 0")
     with locked(arguments.out):
-        if arguments.recipe == "postcards":
-            postcards_recipe.train(corpus, arguments)
-        else:
-            _train(corpus, arguments)
+        _train(corpus, arguments)
 
 
 def settings_of(arguments: argparse.Namespace, embed_dim: int) -> Settings:
@@ -88,14 +99,24 @@ def settings_of(arguments: argparse.Namespace, embed_dim: int) -> Settings:
             raise JobError(f"--{name.replace('_', '-')} is {getattr(a, name)}; it must be above 0")
     if not 0 <= a.decay <= 1:
         raise JobError(f"--decay is {a.decay}; it is a share of the budget, 0 to 1")
-    for name in ("warmup", "aux_k", "clip_norm", "seed"):
+    if a.architecture == "standard" and (
+        given := [n for n in _NOT_FOR_STANDARD if getattr(a, n) != getattr(_SETTINGS, n)]
+    ):
+        raise JobError(f"--{given[0].replace('_', '-')} does not go with standard; leave it out")
+    if a.start_k and not a.k <= a.start_k <= d_sae:
+        raise JobError(f"--start-k is {a.start_k}; it must be {a.k} (--k) to {d_sae} (--d-sae)")
+    if not 0 < a.anneal <= 1:
+        raise JobError(f"--anneal is {a.anneal}; it is a share of the budget, above 0 and up to 1")
+    for name in ("warmup", "aux_k", "clip_norm", "reset_every", "seed"):
         if getattr(a, name) < 0:
             raise JobError(f"--{name.replace('_', '-')} is {getattr(a, name)}; it must not be negative")
-    loss = Loss(k=a.k, l1=a.l1, l0_weight=a.l0_weight, bandwidth=a.bandwidth, aux_k=a.aux_k, prefixes=tuple(a.prefixes))
+    prefixes = tuple(a.prefixes) if a.architecture == "matryoshka" else _LOSS.prefixes
+    loss = Loss(k=a.k, l1=a.l1, l0_weight=a.l0_weight, bandwidth=a.bandwidth, aux_k=a.aux_k, prefixes=prefixes)
     budget = Budget(minutes=a.minutes) if a.minutes else Budget(steps=a.steps or 10_000)
     return Settings(
         architecture=a.architecture, d_sae=d_sae, loss=loss, budget=budget, batch=a.batch, rate=a.lr, warmup=a.warmup,
-        decay=a.decay, clip_norm=a.clip_norm, dead_after=a.dead_after, bf16=a.bf16, kernels=a.kernels, seed=a.seed,
+        decay=a.decay, clip_norm=a.clip_norm, dead_after=a.dead_after, bf16=a.bf16, kernels=a.kernels, start=a.start,
+        start_k=a.start_k, anneal=a.anneal, reset_every=a.reset_every, train_b_dec=not a.hold_b_dec, seed=a.seed,
     )  # fmt: skip
 
 
@@ -128,28 +149,23 @@ def _train(corpus: EmbeddingCorpus, arguments: argparse.Namespace) -> None:
         _leave(trainer, corpus, arguments, board)
 
 
-def _leave(trainer: Trainer, corpus: EmbeddingCorpus, arguments: argparse.Namespace, board: Any) -> None:
-    settings, k = trainer.settings, trainer.settings.loss.k
-    measured = outputs.measure(trainer.model, corpus, trainer.scale, k, arguments.statistics_rows)
+def _leave(trainer: Trainer, corpus: EmbeddingCorpus, arguments: argparse.Namespace, board: SummaryWriter) -> None:
+    settings = trainer.settings
     metadata = {
         "trained_as": settings.architecture, "encoder_revision": corpus.encoder_revision, "corpus": corpus.card.name,
-        "figures": measured.figures,
     }  # fmt: skip
-    outputs.save(
-        trainer.model, arguments.out, trainer.scale, k, getattr(torch, arguments.dtype), measured, metadata
-    )  # fmt: skip
+    figures = trainer.write(arguments.out, arguments.statistics_rows, arguments.dtype, metadata)
     card = {name: value for name, value in dataclasses.asdict(corpus.card).items() if name != "shards"}
     report = {
         "settings": flat(settings), "seed": settings.seed, "corpus": card,
         "rows": len(corpus), "encoder_revision": corpus.encoder_revision, "steps": trainer.step,
         "seconds": round(trainer.elapsed, 1), "kernels": "sparse" if settings.sparse else "dense",
-        "scale": trainer.scale, "figures": measured.figures,
+        "scale": trainer.scale, "figures": figures,
     }  # fmt: skip
-    outputs.write_json(arguments.out / "training.json", report)
-    for name, value in measured.figures.items():
+    write_json(arguments.out / "training.json", report)
+    for name, value in figures.items():
         board.add_scalar(f"final/{name}", value, trainer.step)
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in measured.figures.items())
-    print(f"{arguments.out}: {shown}")
+    print(f"{arguments.out}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
 def _positive(text: str) -> int:

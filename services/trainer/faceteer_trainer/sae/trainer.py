@@ -1,7 +1,6 @@
-"""Train any of the architectures on a corpus of any size; a killed run goes on to the identical weights.
+"""Trains any of the architectures on a corpus of any size; a killed run goes on to the identical weights.
 
-It knows nothing of the command line, nor of what is written beside the weights. A step's batch depends on (seed, step)
-alone; weights, moments and the count of silent steps are all the state there is.
+A step's batch depends on (seed, step) alone; weights, moments and the count of silent rows are all the state there is.
 """
 
 from __future__ import annotations
@@ -10,25 +9,42 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from faceteer_runtime.files import whole_file
+from faceteer_sae.statistics import save_statistics
+from faceteer_sae.weights import write_weights
 
-from faceteer_trainer.corpus.shards import CARD, EmbeddingCorpus, whole_file
+from faceteer_trainer.corpus.shards import CARD, EmbeddingCorpus
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.sae.architectures import SPARSE, Autoencoder, Loss, Losses, dense_losses, sparse_losses
+from faceteer_trainer.sae.autoencoder import Autoencoder, untrained
+from faceteer_trainer.sae.initial_directions import neighbour_directions, skewed_directions
 from faceteer_trainer.sae.kernels import RowAdam
+from faceteer_trainer.sae.losses import Loss, Losses, dense_losses, sparse_losses
 from faceteer_trainer.sae.sampling import BlockShuffle
+from faceteer_trainer.sae.statistics import measure
 from faceteer_trainer.training import Budget
 
+# As --architecture names them; matryoshka is a batchtopk trained on nested prefixes.
+ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka")
+# These fire so few latents from the first step on that sparse kernels apply.
+SPARSE = ("topk", "batchtopk", "matryoshka")
+STARTS = ("random", "neighbours", "skewed")
 CHECKPOINT = "train-sae.ckpt"
 # Rows that mean, scale and threshold are estimated from.
 SAMPLE = 8192
 # Latents a firing from which sparse kernels are quicker: measured, docs/train-sae.md.
 SPARSE_FROM = 128
+# Rows that first directions are found from.
+_START_ROWS = 65_536
+# Dead latents are reset until this share of the budget is used: later ones would not be trained to the end.
+_RESET_UNTIL = 0.75
+# The share of a batch on which a reset latent fires at first; one that fired on all would upset what is learnt.
+_RESET_FIRES = 0.03
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,14 @@ class Settings:
         bf16: choose latents (sparse kernels) or multiply matrices (dense) in bfloat16.
         kernels: sparse, dense, or auto: sparse where the architecture allows it and few enough latents fire.
         train_decoder: False freezes the decoder at its random start: a baseline, not a way to train.
+        train_b_dec: False holds b_dec at the corpus' mean; a trained one takes one value of each attribute for granted.
+        start: first decoder directions: random; neighbours: differences of near neighbours among the embeddings;
+            skewed: for the first half of the latents directions in which the embeddings are most skewed, where there
+            are any, and neighbours for the rest.
+        start_k: k at the start, which falls linearly to the loss's k; 0: k is the same throughout.
+        anneal: share of the budget over which it falls.
+        reset_every: steps between resets of dead latents, which point each at one of the batch's worst reconstructed
+            embeddings; after `anneal` and until 0.75 of the budget; 0: never.
         seed: of weights and batches.
     """
 
@@ -65,6 +89,11 @@ class Settings:
     bf16: bool = False
     kernels: str = "auto"
     train_decoder: bool = True
+    train_b_dec: bool = True
+    start: str = "random"
+    start_k: float = 0.0
+    anneal: float = 0.25
+    reset_every: int = 0
     seed: int = 0
 
     @property
@@ -78,6 +107,17 @@ class Settings:
         """Linear warm-up, level, then linearly to 0 as the budget ends."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         return self.rate * rise * min(1.0, (1 - progress) / max(self.decay, 1e-9))
+
+    def k(self, progress: float) -> float:
+        """Firings a row at this share of the budget."""
+        if not self.start_k or progress >= self.anneal:
+            return self.loss.k
+        return self.start_k + (self.loss.k - self.start_k) * progress / self.anneal
+
+    def resets(self, step: int, progress: float) -> bool:
+        """Whether dead latents are reset after this step."""
+        due = self.reset_every > 0 and step % self.reset_every == 0
+        return due and self.anneal < progress < _RESET_UNTIL
 
 
 def flat(settings: Settings) -> dict[str, Any]:
@@ -101,7 +141,8 @@ class Trainer:
         self.corpus, self.directory, self.settings, self.device = corpus, directory, settings, torch.device(device)
         self.shuffle = BlockShuffle(len(corpus), settings.batch, settings.seed)
         self.corpus_digest = hashlib.sha256((corpus.directory / CARD).read_bytes()).hexdigest()[:16]
-        self.model = Autoencoder(settings.architecture, corpus.embed_dim, settings.d_sae, settings.seed)
+        served_as = "batchtopk" if settings.architecture == "matryoshka" else settings.architecture
+        self.model = untrained(served_as, corpus.embed_dim, settings.d_sae, round(settings.loss.k), settings.seed)
         self.step, self.elapsed, self.scale = 0, 0.0, 1.0
         self.silent = torch.zeros(settings.d_sae, dtype=torch.int64)
         self.checkpoint = directory / CHECKPOINT
@@ -109,6 +150,8 @@ class Trainer:
         self.silent = self.silent.to(self.device)
         if not settings.train_decoder:
             self.model.W_dec.requires_grad_(False)
+        if not settings.train_b_dec:
+            self.model.b_dec.requires_grad_(False)
         self.optimizer: Any = self._optimizer()
         if not self._resumed():
             self._start()
@@ -147,8 +190,8 @@ class Trainer:
             if time.monotonic() - saved > 60 * checkpoint_minutes:
                 self.save()
                 saved = time.monotonic()
-        if self.model.architecture in ("batchtopk", "matryoshka"):
-            self.model.calibrate(self.sample(), self.settings.loss.k)
+        if self.model.architecture == "batchtopk":
+            self.model.calibrate(self.sample())
         self.save()
 
     @property
@@ -168,20 +211,43 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         try:
-            with whole_file(self.checkpoint) as file:
-                torch.save(state, file)
-        except RuntimeError as error:  # torch's own words for a write that failed
+            with whole_file(self.checkpoint, durable=True) as part:
+                torch.save(state, part)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a write failed
             raise JobError(
                 f"{self.checkpoint}: could not be written ({str(error).splitlines()[0]}); make room and run the same "
                 "command again: the checkpoint before it is kept"
             ) from None
+
+    def write(self, directory: Path, most_rows: int, dtype: str, metadata: Mapping[str, Any]) -> dict[str, float]:
+        """Measures the SAE on up to `most_rows` rows and writes it as a bundle's sae/ holds it (docs/bundles.md).
+
+        Returns:
+            The figures: see :class:`faceteer_trainer.sae.statistics.Measured`.
+
+        Raises:
+            JobError: it cannot be written.
+        """
+        weights = self.model.weights(self.scale)
+        measured = measure(Autoencoder(weights).to(self.device), self.corpus, most_rows)
+        facts = {**metadata, "figures": measured.figures, "embedding_statistics": measured.embedding_statistics}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_statistics(directory, measured.statistics)
+            write_weights(directory, replace(weights, metadata=facts), dtype, layout="saelens")
+        except (OSError, ValueError) as error:
+            raise JobError(
+                f"{directory}: cannot be written ({error}); run the same command again when it can"
+            ) from None
+        return measured.figures
 
     def one_step(self, rate: float) -> tuple[Losses, float]:
         """Take the step of `self.step`, which the caller counts on; returns its losses and the gradient's norm."""
         settings, model = self.settings, self.model
         x = self.units(self.shuffle.indices(self.step))
         dead = self.silent > settings.dead_after
-        losses = (sparse_losses if settings.sparse else dense_losses)(model, x, dead, settings.loss, settings.bf16)
+        loss = replace(settings.loss, k=settings.k(self.progress))
+        losses = (sparse_losses if settings.sparse else dense_losses)(model, x, dead, loss, settings.bf16)
         if not torch.isfinite(losses.total):
             raise JobError(f"step {self.step}: the loss is {losses.total.item()}; lower --lr, or raise --warmup")
         for parameter in model.parameters():
@@ -208,7 +274,26 @@ class Trainer:
                 model.normalise_decoder(touched)
             self.silent += settings.batch
             self.silent[losses.fired] = 0
+            if settings.resets(self.step, self.progress):
+                self._reset(dead & ~losses.fired, x, losses.residual)
         return losses, norm
+
+    def _reset(self, dead: torch.Tensor, x: torch.Tensor, residual: torch.Tensor) -> None:
+        """Points dead latents [n] at the longest residuals [b, d] of x [b, d], and starts their moments afresh."""
+        latents = dead.nonzero()[:, 0][: len(residual)]
+        longest = residual.norm(dim=-1).topk(len(latents)).indices
+        directions = torch.nn.functional.normalize(residual[longest], dim=-1)
+        projections = (self.model.centred(x) @ directions.T).sort(dim=0, descending=True).values
+        self.model.W_dec[latents] = self.model.W_enc[latents] = directions
+        self.model.b_enc[latents] = -projections[round(_RESET_FIRES * (len(x) - 1))]
+        self.silent[latents] = 0
+        for name in ("W_enc", "W_dec", "b_enc"):
+            parameter = getattr(self.model, name)
+            if isinstance(self.optimizer, RowAdam):
+                self.optimizer.forget(name, latents)
+            elif parameter in self.optimizer.state:
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    self.optimizer.state[parameter][moment][latents] = 0
 
     def _clip(self) -> float:
         """Bring the gradient's norm down to clip_norm; returns it as it was."""
@@ -239,6 +324,19 @@ class Trainer:
             if not self.scale > 0:
                 raise JobError(f"{self.corpus.directory}: all embeddings are equal; there is nothing to learn")
         self.model.b_dec.copy_(mean / self.scale)
+        if self.settings.start != "random":
+            self._point_at(self.sample(_START_ROWS).cpu())
+
+    def _point_at(self, x: torch.Tensor) -> None:
+        """First directions from embeddings [m, d] instead of random ones."""
+        model, seed = self.model, self.settings.seed
+        directions = neighbour_directions(x, model.d_sae, seed=seed)
+        model.W_dec.copy_(directions)
+        model.W_enc.copy_(directions)
+        if self.settings.start == "skewed":
+            found = skewed_directions(x, model.d_sae // 2, seed)
+            model.W_dec[: len(found.skewness)] = found.decoder.to(self.device)
+            model.W_enc[: len(found.skewness)] = found.encoder.to(self.device)
 
     def _resumed(self) -> bool:
         if not self.checkpoint.exists():

@@ -1,9 +1,9 @@
-"""First directions for a sparse autoencoder: where embeddings are skewed, found by projection pursuit.
+"""First directions for a sparse autoencoder: differences of near neighbours, and directions of great skewness.
 
 A feature that is on for a few pictures and off for the rest makes its projection skewed to one side; a mixture of
-features is less skewed than each of them. So directions of greatest skewness are single features (the one-unit rule of
-FastICA with the third moment, Hyvärinen 1999). Started there, latents do not have to untangle conjunctions first.
-Generic in what the embeddings are of.
+features is less skewed than each of them. So directions of greatest skewness are single features: projection pursuit by
+the one-unit rule of FastICA with the third moment (Hyvärinen 1999). Latents that start there do not have to untangle
+conjunctions first.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 
-class Starts(NamedTuple):
+class Skewed(NamedTuple):
     """Directions found, the most skewed first: s of them."""
 
-    encoder: torch.Tensor  # [d, s]: projections x @ encoder are in units of the decoder's directions
+    encoder: torch.Tensor  # [s, d]: projections encoder @ x are in units of the decoder's directions
     decoder: torch.Tensor  # [s, d], norm 1
     skewness: torch.Tensor  # [s]
 
@@ -25,7 +25,7 @@ class Starts(NamedTuple):
 def skewed_directions(
     embeds: torch.Tensor, most: int, seed: int = 0, tries: int = 512, rounds: int = 60, sample: int = 16_000,
     explained: float = 0.98, least_skewness: float = 0.3, shift: float = 1.0,
-) -> Starts:  # fmt: skip
+) -> Skewed:  # fmt: skip
     """Up to `most` distinct directions of locally greatest skewness in embeds [m, d].
 
     Embeddings are whitened within the principal components that explain `explained` of the variance; the rest is too
@@ -56,15 +56,18 @@ def skewed_directions(
     w = w[:, chosen]
     decoder = (x.T @ (z @ w) / len(x)).T  # regression of x on each projection
     length = decoder.norm(dim=-1, keepdim=True)
-    return Starts((whiten @ w * length.T).float(), (decoder / length).float(), skewness[chosen].float())
+    return Skewed((whiten @ w * length.T).T.float(), (decoder / length).float(), skewness[chosen].float())
 
 
 @torch.no_grad()
-def neighbour_directions(embeds: torch.Tensor, count: int, rank: int, seed: int, sample: int = 4096) -> torch.Tensor:
-    """`count` unit directions [count, d] that each lead from a near neighbour to a picture, far from one another.
+def neighbour_directions(
+    embeds: torch.Tensor, count: int, rank: int = 5, seed: int = 0, sample: int = 4096
+) -> torch.Tensor:
+    """`count` unit directions [count, d] that each lead to a row of `embeds` from its neighbour of this rank.
 
     Near neighbours differ in little, so their difference is close to a single feature where a whole embedding is a sum
-    of many. Chosen greedily from `sample` differences: each next one is least like those chosen (farthest point).
+    of many. Chosen greedily from `sample` differences: each next one is least like those chosen (farthest point). Where
+    there are too few rows, the rest are random directions.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(embeds), generator=generator)[:sample]

@@ -1,9 +1,7 @@
-"""The five sparse autoencoders as they are trained: their weights, their losses, and how they are saved.
+"""What training minimises, for every architecture, by sparse kernels or by whole matrices.
 
-    pre = W_enc (x - b_pre) + b_enc        x_hat = W_dec f + b_dec        b_pre = b_dec, but 0 for standard
-
-It knows nothing of corpora, optimisers or checkpoints. x is in units of the corpus' root mean square distance from its
-mean (standard: as it is, for its published loss is not free of scale); `folded` takes that unit out again.
+x is in units of the corpus' root mean square distance from its mean (standard: as it is, for its published loss is not
+free of scale).
 """
 
 from __future__ import annotations
@@ -12,14 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
+from faceteer_trainer.sae.autoencoder import Autoencoder
 from faceteer_trainer.sae.kernels import Pairs, sparse_decode, sparse_encode
-from faceteer_trainer.sae.selection import select_above, select_batch_topk, select_topk
-
-ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka")
-# These fire so few latents from the first step on that sparse kernels apply.
-SPARSE = ("topk", "batchtopk", "matryoshka")
+from faceteer_trainer.sae.selection import select_batch_topk, select_topk
 
 
 @dataclass(frozen=True)
@@ -27,96 +21,23 @@ class Loss:
     """What is minimised.
 
     Attributes:
-        k: latents that fire for a row: exactly (topk), in the mean (batchtopk, matryoshka), aimed at (jumprelu).
+        k: latents that fire for a row: exactly (topk), in the mean (batchtopk), aimed at (jumprelu).
         l1: standard's weight of ``sum over batch and latents of |f| ||d||``.
         l0_weight: jumprelu's weight of the squared relative miss of k.
         bandwidth: jumprelu's kernel width, in units of x.
         aux_k: dead latents that try to explain the residual, a row; 0 leaves them dead.
         aux_weight: of that, against the main loss.
-        prefixes: matryoshka's nested shares of the dictionary; the last is 1.
+        prefixes: nested shares of the dictionary that must each reconstruct on their own, so that the first latents
+            stay general (Matryoshka, Bussmann et al. 2025); the last is 1.
     """
 
-    k: int = 32
+    k: float = 32
     l1: float = 4e-5
     l0_weight: float = 1.0
     bandwidth: float = 0.03
     aux_k: int = 256
     aux_weight: float = 1 / 32
-    prefixes: tuple[float, ...] = (1 / 16, 1 / 4, 1.0)
-
-
-class Autoencoder(nn.Module):
-    """W_enc and W_dec both [n, d] (rows of latents), b_enc [n], b_dec [d], float32; tied at the start.
-
-    standard    f = max(pre, 0), decoder norms free
-    topk        f = pre where among the row's k largest and > 0               (Gao et al. 2024)
-    batchtopk   f = pre where among the batch's k b largest and > 0; after training: pre > threshold
-                (Bussmann et al. 2024); matryoshka is trained on nested prefixes too (Bussmann et al. 2025)
-    jumprelu    f = pre where pre > threshold_i = exp(log_threshold_i)        (Rajamanoharan et al. 2024)
-    """
-
-    threshold: torch.Tensor
-
-    def __init__(self, architecture: str, d_in: int, d_sae: int, seed: int = 0) -> None:
-        super().__init__()
-        self.architecture, self.d_in, self.d_sae = architecture, d_in, d_sae
-        directions = torch.empty(d_sae, d_in).normal_(generator=torch.Generator().manual_seed(seed))
-        directions /= directions.norm(dim=-1, keepdim=True)
-        # A standard SAE starts with small columns, as its penalty wants them (Anthropic, April 2024: norm 0.1).
-        self.W_dec = nn.Parameter(directions.mul_(0.1) if architecture == "standard" else directions)
-        self.W_enc = nn.Parameter(directions.clone())
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
-        if architecture == "jumprelu":
-            self.log_threshold = nn.Parameter(torch.full((d_sae,), 0.1).log())
-        self.register_buffer("threshold", torch.zeros(()))
-
-    @property
-    def unit_norm(self) -> bool:
-        """Whether decoder rows have norm 1."""
-        return self.architecture != "standard"
-
-    def centred(self, x: torch.Tensor) -> torch.Tensor:
-        """x - b_pre [b, d]."""
-        return x if self.architecture == "standard" else x - self.b_dec
-
-    def fire(self, x: torch.Tensor, k: int) -> tuple[Pairs, torch.Tensor]:
-        """The firings on x [b, d] as after training, and their activations [P]: each row on its own."""
-        with torch.no_grad():
-            x_in = self.centred(x)
-            if self.architecture == "topk":
-                pairs = select_topk(x_in, self.W_enc, self.b_enc, k)
-            else:
-                threshold = self.log_threshold.exp() if self.architecture == "jumprelu" else self.threshold
-                pairs = select_above(x_in, self.W_enc, self.b_enc, threshold)
-            return pairs, sparse_encode(x_in, self.W_enc, self.b_enc, pairs)
-
-    @torch.no_grad()
-    def calibrate(self, x: torch.Tensor, k: int) -> None:
-        """Set the threshold so that k latents fire for a row of x [m, d] in the mean."""
-        kept = k * len(x)
-        self.threshold.copy_(select_batch_topk(self.centred(x), self.W_enc, self.b_enc, kept)[1])
-
-    @torch.no_grad()
-    def normalise_decoder(self, latents: Any = slice(None)) -> None:
-        """Bring decoder rows back to norm 1."""
-        rows = self.W_dec[latents]
-        self.W_dec[latents] = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-
-    @torch.no_grad()
-    def folded(self, scale: float) -> dict[str, torch.Tensor]:
-        """Weights for raw embeddings, in docs/bundles.md's names and shapes; x = raw embedding / scale."""
-        weights = {
-            "W_enc": self.W_enc.detach().T.contiguous(),
-            "b_enc": self.b_enc.detach() * scale,
-            "W_dec": self.W_dec.detach().contiguous(),
-            "b_dec": self.b_dec.detach() * scale,
-        }
-        if self.architecture == "jumprelu":
-            weights["threshold"] = self.log_threshold.detach().exp() * scale
-        elif self.architecture in ("batchtopk", "matryoshka"):
-            weights["topk_threshold"] = self.threshold * scale
-        return weights
+    prefixes: tuple[float, ...] = (1.0,)
 
 
 class Losses(NamedTuple):
@@ -128,6 +49,7 @@ class Losses(NamedTuple):
         l0: firings a row.
         fired: bool [n].
         auxiliary: AuxK's loss, 0 where nothing is dead.
+        residual: x - x_hat [b, d], without a gradient.
     """
 
     total: torch.Tensor
@@ -135,6 +57,7 @@ class Losses(NamedTuple):
     l0: float
     fired: torch.Tensor
     auxiliary: torch.Tensor
+    residual: torch.Tensor
 
 
 def published_loss(
@@ -176,8 +99,6 @@ def _mean_square(error: torch.Tensor) -> torch.Tensor:
 
 
 def _prefix_ends(model: Autoencoder, loss: Loss) -> list[int]:
-    if model.architecture != "matryoshka":
-        return [model.d_sae]
     return [max(1, round(share * model.d_sae)) for share in loss.prefixes]
 
 
@@ -196,12 +117,12 @@ def _auxiliary(model: Autoencoder, x_in: torch.Tensor, residual: torch.Tensor, d
 
 
 def sparse_losses(model: Autoencoder, x: torch.Tensor, dead: torch.Tensor, loss: Loss, bf16: bool = False) -> Losses:
-    """topk, batchtopk and matryoshka by the sparse kernels: gradients of W_enc, W_dec and b_enc are sparse."""
+    """topk and batchtopk by the sparse kernels: gradients of W_enc, W_dec and b_enc are sparse."""
     x_in = model.centred(x)
     if model.architecture == "topk":
-        pairs = select_topk(x_in, model.W_enc, model.b_enc, loss.k, bf16)
+        pairs = select_topk(x_in, model.W_enc, model.b_enc, round(loss.k), bf16)
     else:
-        pairs, _ = select_batch_topk(x_in, model.W_enc, model.b_enc, loss.k * len(x), bf16)
+        pairs, _ = select_batch_topk(x_in, model.W_enc, model.b_enc, round(loss.k * len(x)), bf16)
     acts = sparse_encode(x_in, model.W_enc, model.b_enc, pairs).relu()
     x_hat = model.b_dec.expand_as(x)
     errors, start = [], 0
@@ -210,10 +131,12 @@ def sparse_losses(model: Autoencoder, x: torch.Tensor, dead: torch.Tensor, loss:
         part = Pairs(pairs.rows[inside], pairs.latents[inside])
         x_hat, start = x_hat + sparse_decode(acts[inside], model.W_dec, part, len(x)), end
         errors.append(_mean_square(x_hat - x))
-    auxiliary = _auxiliary(model, x_in, (x - x_hat).detach(), dead, loss, bf16)
+    residual = (x - x_hat).detach()
+    auxiliary = _auxiliary(model, x_in, residual, dead, loss, bf16)
     fired = torch.zeros_like(dead)
     fired[pairs.latents] = True
-    return _losses(torch.stack(errors).mean(), errors[-1], auxiliary, loss, x, len(pairs.rows) / len(x), fired)
+    l0 = len(pairs.rows) / len(x)
+    return _losses(torch.stack(errors).mean(), errors[-1], auxiliary, loss, x, residual, l0, fired)
 
 
 def dense_losses(model: Autoencoder, x: torch.Tensor, dead: torch.Tensor, loss: Loss, bf16: bool = False) -> Losses:
@@ -225,28 +148,30 @@ def dense_losses(model: Autoencoder, x: torch.Tensor, dead: torch.Tensor, loss: 
         if model.architecture == "standard":
             f = pre.relu()
         elif model.architecture == "jumprelu":
+            assert model.log_threshold is not None
             f, on = jump(pre, model.log_threshold.exp(), loss.bandwidth)
             sparsity = loss.l0_weight * (on.sum(-1).mean() / loss.k - 1).square()
         elif model.architecture == "topk":
-            top = pre.relu().topk(min(loss.k, model.d_sae), dim=-1, sorted=False)
+            top = pre.relu().topk(min(round(loss.k), model.d_sae), dim=-1, sorted=False)
             f = torch.zeros_like(pre).scatter(-1, top.indices, top.values)
         else:
             positive = pre.relu()
-            top = positive.flatten().topk(min(loss.k * len(x), positive.numel()), sorted=False)
+            top = positive.flatten().topk(min(round(loss.k * len(x)), positive.numel()), sorted=False)
             f = torch.zeros_like(positive).flatten().scatter(0, top.indices, top.values).view_as(positive)
         x_hat = model.b_dec.expand_as(x)
         errors, start = [], 0
         for end in _prefix_ends(model, loss):
             x_hat, start = x_hat + (f[:, start:end] @ model.W_dec[start:end]).float(), end
             errors.append(_mean_square(x_hat - x))
+    residual = (x - x_hat).detach()
     if model.architecture == "standard":
         main = published_loss(x, x_hat, f, model.W_dec, loss.l1)
         auxiliary = x.new_zeros(())
     else:
         main = torch.stack(errors).mean() + sparsity
-        auxiliary = _dense_auxiliary(model, pre, (x - x_hat).detach(), dead, loss)
+        auxiliary = _dense_auxiliary(model, pre, residual, dead, loss)
     on_rows = f > 0
-    return _losses(main, errors[-1], auxiliary, loss, x, float(on_rows.sum()) / len(x), on_rows.any(0))
+    return _losses(main, errors[-1], auxiliary, loss, x, residual, float(on_rows.sum()) / len(x), on_rows.any(0))
 
 
 def _dense_auxiliary(
@@ -262,8 +187,8 @@ def _dense_auxiliary(
 
 
 def _losses(
-    main: torch.Tensor, error: torch.Tensor, auxiliary: torch.Tensor, loss: Loss, x: torch.Tensor, l0: float,
-    fired: torch.Tensor,
+    main: torch.Tensor, error: torch.Tensor, auxiliary: torch.Tensor, loss: Loss, x: torch.Tensor,
+    residual: torch.Tensor, l0: float, fired: torch.Tensor,
 ) -> Losses:  # fmt: skip
     unexplained = error.detach() / _mean_square(x - x.mean(0)).clamp_min(1e-12)
-    return Losses(main + loss.aux_weight * auxiliary, unexplained, l0, fired, auxiliary.detach())
+    return Losses(main + loss.aux_weight * auxiliary, unexplained, l0, fired, auxiliary.detach(), residual)
