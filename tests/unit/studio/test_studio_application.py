@@ -1,0 +1,458 @@
+"""The studio's jobs over ports within the process: what is asked of whom, what is kept, which field is at fault."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from faceteer.v1 import (
+    edits_pb2,
+    encoder_pb2,
+    encoder_pb2_grpc,
+    execution_pb2,
+    generator_pb2,
+    generator_pb2_grpc,
+    library_pb2,
+    library_pb2_grpc,
+    sae_pb2,
+    sae_pb2_grpc,
+    studio_pb2,
+    tensor_pb2,
+)
+from faceteer_runtime.cache import Cache
+from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
+from faceteer_runtime.errors import EmbeddingExpired, FaceteerError, InvalidField, RevisionMismatch, UnknownFeature
+from faceteer_runtime.metrics import Metrics
+from faceteer_runtime.status import error_to_status
+from faceteer_runtime.tensors import to_array, to_tensor
+from faceteer_studio.application import Studio
+from faceteer_studio.ports import Call, Local, Ports
+
+GATED = 7
+EDIT = studio_pb2.EditImageRequest
+SET, ABLATE = edits_pb2.EDIT_OPERATION_SET, edits_pb2.EDIT_OPERATION_ABLATE
+
+
+class Upstream:
+    """Writes down (method, request) of every call, and fails as told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.failures: dict[str, FaceteerError] = {}
+
+    def note(self, method: str, request: Any) -> None:
+        self.calls.append((method, request))
+        if method in self.failures:
+            raise self.failures[method]
+
+    def asked(self, method: str) -> list[Any]:
+        return [request for name, request in self.calls if name == method]
+
+
+class Encoder(Upstream, encoder_pb2_grpc.EncoderServiceServicer):
+    async def GetEncoder(self, request: Any, context: Any) -> encoder_pb2.GetEncoderResponse:
+        self.note("GetEncoder", request)
+        return encoder_pb2.GetEncoderResponse(revision="enc1", bundle="fake", embed_dim=4)
+
+    async def EncodeImages(self, request: Any, context: Any) -> encoder_pb2.EncodeImagesResponse:
+        self.note("EncodeImages", request)
+        if request.images[0] == b"bad":
+            error = error_to_status(InvalidField("images[0]", "no picture"))
+            return encoder_pb2.EncodeImagesResponse(results=[encoder_pb2.EncodeResult(error=error)])
+        x = np.arange(4, dtype=np.float32) + len(request.images[0])
+        embedding = tensor_pb2.Embedding(embedding_id=embeds_content_id("enc2", x), embeds=to_tensor(x))
+        return encoder_pb2.EncodeImagesResponse(
+            results=[encoder_pb2.EncodeResult(embedding=embedding)],
+            execution=execution_pb2.Execution(model_revision="enc2"),
+        )
+
+
+class Sae(Upstream, sae_pb2_grpc.SaeServiceServicer):
+    """Feature i adds its value to dimension i % 4; the error of a reconstruction is 0.5 everywhere."""
+
+    fired = ([3, 5], [1.0, 2.0], [0.5, 0.25])
+    drifted: tuple[int, ...] = ()
+    diff = ((1, 3.0), (GATED, 4.0))
+
+    async def GetSae(self, request: Any, context: Any) -> sae_pb2.GetSaeResponse:
+        self.note("GetSae", request)
+        return sae_pb2.GetSaeResponse(revision="sae1", encoder_revision="enc1", d_in=4, d_sae=9000)
+
+    async def EncodeFeatures(self, request: Any, context: Any) -> sae_pb2.EncodeFeaturesResponse:
+        self.note("EncodeFeatures", request)
+        indices, activations, scaled = self.fired
+        features = tensor_pb2.SparseFeatures(indices=indices, activations=activations, scaled=scaled)
+        error = to_tensor(np.full(4, 0.5, np.float32)) if request.include_error else None
+        encoding = sae_pb2.FeatureEncoding(
+            features=features, l0=9, explained_variance=0.5, cosine=0.25, norm=2.0, error=error
+        )
+        return sae_pb2.EncodeFeaturesResponse(
+            results=[sae_pb2.EncodeFeaturesResult(encoding=encoding) for _ in request.inputs],
+            execution=execution_pb2.Execution(model_revision="sae2"),
+        )
+
+    async def EditEmbeds(self, request: Any, context: Any) -> sae_pb2.EditEmbedsResponse:
+        self.note("EditEmbeds", request)
+        x = to_array(request.input.embeds, field="input.embeds").copy()
+        for edit in request.edits:
+            x[edit.feature.index % 4] += edit.value
+        outcomes = [
+            edits_pb2.EditOutcome(feature_index=edit.feature.index, operation=edit.operation) for edit in request.edits
+        ]
+        drifted = [edits_pb2.FeatureDrift(feature_index=index) for index in self.drifted]
+        return sae_pb2.EditEmbedsResponse(
+            embedding=tensor_pb2.Embedding(embedding_id=embeds_content_id("enc1", x), embeds=to_tensor(x)),
+            report=edits_pb2.EditReport(outcomes=outcomes, drifted=drifted, measured=request.measure),
+            execution=execution_pb2.Execution(model_revision="sae2"),
+        )
+
+    async def DiffFeatures(self, request: Any, context: Any) -> sae_pb2.DiffFeaturesResponse:
+        self.note("DiffFeatures", request)
+        edits = [
+            edits_pb2.Edit(
+                feature=edits_pb2.FeatureRef(index=index), operation=edits_pb2.EDIT_OPERATION_ADD, value=value
+            )
+            for index, value in self.diff
+        ]
+        return sae_pb2.DiffFeaturesResponse(edits=edits, coverage=0.875)
+
+
+class Generator(Upstream, generator_pb2_grpc.GeneratorServiceServicer):
+    async def GetGenerator(self, request: Any, context: Any) -> generator_pb2.GetGeneratorResponse:
+        self.note("GetGenerator", request)
+        return generator_pb2.GetGeneratorResponse(revision="gen1")
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[generator_pb2.GenerateResponse]:
+        self.note("Generate", request)
+        yield generator_pb2.GenerateResponse(queued=generator_pb2.Queued(position=2))
+        yield generator_pb2.GenerateResponse(finished=generator_pb2.Finished())
+
+
+class Library(Upstream, library_pb2_grpc.LibraryServiceServicer):
+    """Feature i is labelled "f<i>"; nobody sees the gated one."""
+
+    async def GetLibrary(self, request: Any, context: Any) -> library_pb2.GetLibraryResponse:
+        self.note("GetLibrary", request)
+        return library_pb2.GetLibraryResponse(revision="lib1")
+
+    async def BatchGetFeatures(self, request: Any, context: Any) -> library_pb2.BatchGetFeaturesResponse:
+        self.note("BatchGetFeatures", request)
+        assert 1 <= len(request.features) <= 1000
+        features = []
+        for at, reference in enumerate(request.features):
+            index = int(reference.label[1:]) if reference.label else reference.index
+            if index == GATED:
+                if not request.allow_missing:
+                    raise UnknownFeature("no such feature", ["f8"]).at(f"features[{at}].label")
+            else:
+                features.append(library_pb2.Feature(index=index, label=f"f{index}", firing_share=index / 8))
+        return library_pb2.BatchGetFeaturesResponse(features=features)
+
+
+@pytest.fixture
+async def house() -> SimpleNamespace:
+    """Four fakes, the studio over them, and a call."""
+    fakes = SimpleNamespace(encoder=Encoder(), sae=Sae(), generator=Generator(), library=Library())
+    add = {
+        "encoder": encoder_pb2_grpc.add_EncoderServiceServicer_to_server,
+        "sae": sae_pb2_grpc.add_SaeServiceServicer_to_server,
+        "generator": generator_pb2_grpc.add_GeneratorServiceServicer_to_server,
+        "library": library_pb2_grpc.add_LibraryServiceServicer_to_server,
+    }
+
+    def port(name: str) -> Local:
+        return Local(name, lambda server: add[name](getattr(fakes, name), server))
+
+    fakes.cache = Cache(1 << 20, Metrics())
+    fakes.studio = Studio(fakes.cache)
+    fakes.call = Call(Ports(*(port(name) for name in add)))
+    return fakes
+
+
+def inline(*values: float) -> studio_pb2.ImageInput:
+    return studio_pb2.ImageInput(embeds=to_tensor(np.array(values, np.float32)))
+
+
+def by_id(embedding: tensor_pb2.Embedding) -> studio_pb2.ImageInput:
+    return studio_pb2.ImageInput(embedding_id=embedding.embedding_id)
+
+
+def edit(feature: int | str, value: float = 1.0, operation: int = SET) -> edits_pb2.Edit:
+    reference = edits_pb2.FeatureRef(label=feature) if isinstance(feature, str) else edits_pb2.FeatureRef(index=feature)
+    return edits_pb2.Edit(feature=reference, operation=operation, value=value)
+
+
+async def edited(house: SimpleNamespace, **fields: Any) -> list[studio_pb2.EditImageResponse]:
+    request = EDIT(**({"input": inline(1, 2, 3, 4), "report_only": True} | fields))
+    return [event async for event in house.studio.edit_image(request, house.call)]
+
+
+async def failure_of(work: Any) -> FaceteerError:
+    with pytest.raises(FaceteerError) as caught:
+        await work
+    return caught.value
+
+
+# -- opening -------------------------------------------------------------------------------------
+
+
+async def test_an_opened_picture_says_everything_that_its_features_and_services_say(house: SimpleNamespace) -> None:
+    request = studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(image=b"abc"), max_features=6)
+    answer = await house.studio.open_image(request, house.call)
+    shown = [(one.index, one.label, one.activation, one.scaled, one.firing_share) for one in answer.features]
+    assert shown == [(3, "f3", 1.0, 0.5, 3 / 8), (5, "f5", 2.0, 0.25, 5 / 8)]
+    assert (answer.l0, answer.explained_variance, answer.cosine, answer.norm) == (9, 0.5, 0.25, 2.0)
+    # Encoder and SAE as they really ran, the others as the studio knows them.
+    assert answer.revisions == execution_pb2.Revisions(encoder="enc2", sae="sae2", generator="gen1", library="lib1")
+    assert (answer.encoder_execution.model_revision, answer.sae_execution.model_revision) == ("enc2", "sae2")
+    (asked,) = house.sae.asked("EncodeFeatures")
+    assert (asked.max_features, asked.include_error) == (6, False)
+    assert asked.inputs[0].embeds == answer.embedding.embeds
+    again = await house.studio.open_image(studio_pb2.OpenImageRequest(input=by_id(answer.embedding)), house.call)
+    assert again.embedding == answer.embedding
+    assert again.encoder_execution.cached
+    assert again.revisions.encoder == "enc1"
+    assert len(house.encoder.asked("EncodeImages")) == 1
+
+
+async def test_an_embedding_that_came_inline_is_named_by_its_values_and_kept(house: SimpleNamespace) -> None:
+    half = to_tensor(np.array([1, 2, 3, 4], np.float32), tensor_pb2.ELEMENT_TYPE_FLOAT16)
+    opened = studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(embeds=half))
+    answer = await house.studio.open_image(opened, house.call)
+    assert answer.embedding.embedding_id == embeds_content_id("enc1", np.array([1, 2, 3, 4], np.float32))
+    assert answer.embedding.embeds == half
+    again = await house.studio.open_image(studio_pb2.OpenImageRequest(input=by_id(answer.embedding)), house.call)
+    assert to_array(again.embedding.embeds, field="x").tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+async def test_all_of_many_features_are_named_but_for_the_gated_one(house: SimpleNamespace, scaled: bool) -> None:
+    # More than two batches of the library, in no order.
+    indices = [(n * 7) % 2311 for n in range(2311)]
+    house.sae.fired = (indices, [float(n) for n in indices], [n / 2 for n in indices] if scaled else [])
+    answer = await house.studio.open_image(studio_pb2.OpenImageRequest(input=inline(1, 2, 3, 4)), house.call)
+    wanted = [index for index in indices if index != GATED]
+    assert [feature.index for feature in answer.features] == wanted
+    assert [feature.label for feature in answer.features] == [f"f{index}" for index in wanted]
+    assert [feature.activation for feature in answer.features] == wanted
+    assert [feature.scaled for feature in answer.features] == [index / 2 if scaled else 0.0 for index in wanted]
+
+
+async def test_faults_of_an_input_are_told_at_the_callers_field(house: SimpleNamespace) -> None:
+    def opened(given: studio_pb2.ImageInput | None) -> Any:
+        return house.studio.open_image(studio_pb2.OpenImageRequest(input=given), house.call)
+
+    assert (await failure_of(opened(None))).field == "input"
+    assert (await failure_of(opened(inline(1, 2, 3)))).field == "input.embeds.shape"
+    assert (await failure_of(opened(inline(1, 2, 3, np.inf)))).field == "input.embeds.data"
+    bad = await failure_of(opened(studio_pb2.ImageInput(image=b"bad")))
+    assert (bad.field, bad.message, bad.description) == ("input.image", "input.image: no picture", "no picture")
+    house.sae.failures["EncodeFeatures"] = InvalidField("inputs[0].embeds.data", "holds values beyond 1e6")
+    failure = await failure_of(opened(inline(1, 2, 3, 4)))
+    assert failure.message == "input.embeds.data: holds values beyond 1e6"
+    house.encoder.failures["EncodeImages"] = InvalidField("images", "too many")
+    assert (await failure_of(opened(studio_pb2.ImageInput(image=b"x")))).field == "input.image"
+
+
+async def test_an_id_that_is_not_cached_has_expired_and_a_long_one_is_cut(house: SimpleNamespace) -> None:
+    for given, told in (("x" * 129, "x" * 129), ("x" * 130, "x" * 128 + "…")):
+        with pytest.raises(EmbeddingExpired) as caught:
+            await house.studio.look_up(given)
+        assert caught.value.metadata == {"embedding_id": told}
+    # What lies under an id but is no vector is as good as nothing.
+    embedding_id = embeds_content_id("enc1", np.ones(4, np.float32))
+    for record in ({"embeds": np.ones((1, 4), np.float32)}, {"embeds": b"bytes"}, {"other": np.ones(4, np.float32)}):
+        house.cache.put(embeds_key(embedding_id), record)
+        with pytest.raises(EmbeddingExpired):
+            await house.studio.look_up(embedding_id)
+
+
+# -- what runs -----------------------------------------------------------------------------------
+
+
+async def test_what_runs_is_asked_again_when_it_is_a_few_seconds_old(house: SimpleNamespace) -> None:
+    first = await house.studio.identity(house.call)
+    assert (first.bundle, first.revisions.library) == ("fake", "lib1")
+    assert first.version
+    house.studio._asked -= 4.5
+    await house.studio.identity(house.call)
+    assert len(house.sae.asked("GetSae")) == 1
+    house.studio._asked -= 1.0
+    await house.studio.identity(house.call)
+    await house.studio.identity(house.call)
+    assert len(house.sae.asked("GetSae")) == 2
+
+
+@pytest.mark.parametrize(("part", "actual"), [("encoder", "enc1"), ("sae", "sae1"), ("generator", "gen1")])
+async def test_an_edit_made_for_another_model_is_refused_before_any_work(
+    house: SimpleNamespace, part: str, actual: str
+) -> None:
+    assert await edited(house, expected_revisions=execution_pb2.Revisions(**{part: actual}))
+    house.sae.calls.clear()
+    with pytest.raises(RevisionMismatch) as caught:
+        await edited(house, expected_revisions=execution_pb2.Revisions(**{part: "other"}))
+    assert caught.value.metadata == {"part": part, "expected": "other", "actual": actual}
+    assert not house.sae.calls
+    # A library is no condition: a recipe does not depend on it.
+    assert await edited(house, expected_revisions=execution_pb2.Revisions(library="other"))
+
+
+# -- editing -------------------------------------------------------------------------------------
+
+
+async def test_an_edit_is_kept_under_its_id_and_told_with_what_ran(house: SimpleNamespace) -> None:
+    (event,) = await edited(house, edits=[edit(1, 5.0)])
+    answer = event.edited
+    assert to_array(answer.embedding.embeds, field="x").tolist() == [1, 7, 3, 4]
+    assert answer.revisions == execution_pb2.Revisions(encoder="enc1", sae="sae2", generator="gen1", library="lib1")
+    assert answer.sae_execution.model_revision == "sae2"
+    # Later calls know it, whatever becomes of the SAE service's own cache.
+    assert (await house.studio.look_up(answer.embedding.embedding_id)).embeds == answer.embedding.embeds
+    assert (await edited(house, input=studio_pb2.ImageInput(image=b"abc")))[0].edited.revisions.encoder == "enc2"
+
+
+@pytest.mark.parametrize("skip", [False, True])
+async def test_an_edit_is_measured_unless_that_is_skipped(house: SimpleNamespace, skip: bool) -> None:
+    (event,) = await edited(house, edits=[edit(1)], skip_measuring=skip)
+    assert event.edited.report.measured is not skip
+
+
+async def test_labels_among_indices_are_resolved_in_batches(house: SimpleNamespace) -> None:
+    edits = [edit(n, value=n) if n % 3 == 0 else edit(f"f{n}", value=n) for n in range(8, 3500)]
+    request = EDIT(input=inline(1, 2, 3, 4), edits=edits, report_only=True)
+    (event,) = [event async for event in house.studio.edit_image(request, house.call)]
+    assert [one.feature.index for one in event.edited.edits] == list(range(8, 3500))
+    assert [one.value for one in event.edited.edits] == list(range(8, 3500))
+    assert [outcome.label for outcome in event.edited.report.outcomes] == [f"f{n}" for n in range(8, 3500)]
+    resolving = [asked for asked in house.library.asked("BatchGetFeatures") if not asked.allow_missing]
+    assert [len(asked.features) for asked in resolving] == [1000, 1000, 328]
+    assert list(request.edits) == edits, "the request itself is left alone"
+
+
+@pytest.mark.parametrize("at", [1, 11, 1600])
+async def test_the_edit_with_an_unknown_label_is_named_with_what_is_near(house: SimpleNamespace, at: int) -> None:
+    edits = [edit(100 + n) if n % 5 == 0 else edit(f"f{100 + n}") for n in range(2000)]
+    edits[at] = edit(f"f{GATED}")
+    failure = await failure_of(edited(house, edits=edits))
+    assert (failure.reason, failure.field) == ("UNKNOWN_FEATURE", f"edits[{at}].feature.label")
+    assert failure.metadata == {"nearest": "f8"}
+    assert not house.sae.asked("EditEmbeds")
+
+
+async def test_a_gated_feature_is_turned_off_by_anyone_and_drifts_without_a_name(house: SimpleNamespace) -> None:
+    house.sae.drifted = (GATED, 3)
+    (event,) = await edited(house, edits=[edit(2), edit(GATED, 0.0, ABLATE)])
+    report = event.edited.report
+    assert [outcome.label for outcome in report.outcomes] == ["f2", ""]
+    assert [drift.label for drift in report.drifted] == ["", "f3"]
+    failure = await failure_of(edited(house, edits=[edit(2), edit(3), edit(GATED)]))
+    assert (failure.reason, failure.field) == ("UNKNOWN_FEATURE", "edits[2].feature.index")
+
+
+async def test_what_the_sae_refuses_is_told_at_the_callers_field(house: SimpleNamespace) -> None:
+    house.sae.failures["EditEmbeds"] = InvalidField("input.embeds.data", "too large")
+    assert (await failure_of(edited(house))).field == "input.embeds.data"
+    house.sae.failures["EditEmbeds"] = InvalidField("edits[1].value", "must be finite")
+    assert (await failure_of(edited(house))).field == "edits[1].value"
+
+
+async def test_the_edited_embedding_is_drawn_as_the_request_says(house: SimpleNamespace) -> None:
+    settings = generator_pb2.GenerationSettings(steps=7, seeds=[3, 4])
+    events = await edited(house, edits=[edit(1, 5.0)], report_only=False, settings=settings, preview_every=3)
+    assert [event.WhichOneof("event") for event in events] == ["edited", "queued", "finished"]
+    assert events[1].queued.position == 2
+    (drawing,) = house.generator.asked("Generate")
+    assert (drawing.settings, drawing.preview_every) == (settings, 3)
+    assert drawing.input.embeds == events[0].edited.embedding.embeds
+    assert not drawing.HasField("start")
+    await edited(house)
+    assert len(house.generator.asked("Generate")) == 1, "a report draws nothing"
+
+
+# -- transfer ------------------------------------------------------------------------------------
+
+
+def transfer(house: SimpleNamespace, **fields: Any) -> Any:
+    request = studio_pb2.TransferFeaturesRequest(
+        **({"target": inline(1, 1, 1, 1), "source": inline(1, 4, 1, 5)} | fields)
+    )
+    return house.studio.transfer_features(request, house.call)
+
+
+async def test_a_transfer_carries_over_only_what_the_caller_may_set_and_says_how_much_that_is(
+    house: SimpleNamespace,
+) -> None:
+    answer = await transfer(house, coverage=0.5, max_edits=9)
+    (difference,) = house.sae.asked("DiffFeatures")
+    assert (difference.coverage, difference.max_edits) == (0.5, 9)
+    assert to_array(difference.source.embeds, field="x").tolist() == [1, 1, 1, 1]
+    assert to_array(difference.target.embeds, field="x").tolist() == [1, 4, 1, 5]
+    assert [one.feature.index for one in answer.edits] == [1]
+    # The difference is (0, 3, 0, 4); of it (0, 3, 0, 0) is carried: 1 - 16 / 25.
+    assert answer.coverage == pytest.approx(0.36)
+    assert to_array(answer.embedding.embeds, field="x").tolist() == [1, 4, 1, 1]
+    assert [outcome.label for outcome in answer.report.outcomes] == ["f1"]
+    assert answer.report.measured
+    assert answer.revisions == execution_pb2.Revisions(encoder="enc1", sae="sae2", generator="gen1", library="lib1")
+    # Both embeddings are known by their ids from now on.
+    assert answer.target.embedding_id == embeds_content_id("enc1", np.ones(4, np.float32))
+    for embedding in (answer.target, answer.embedding):
+        assert (await house.studio.look_up(embedding.embedding_id)).embeds == embedding.embeds
+    # One edit to apply, one to see how much the rest carries; none that edits nothing.
+    assert all(asked.edits for asked in house.sae.asked("EditEmbeds"))
+
+
+async def test_a_transfer_of_open_features_has_the_coverage_of_the_difference(house: SimpleNamespace) -> None:
+    house.sae.diff = ((1, 3.0), (3, 4.0))
+    answer = await transfer(house)
+    assert answer.coverage == 0.875
+    assert [one.feature.index for one in answer.edits] == [1, 3]
+    assert not house.sae.asked("EncodeFeatures")
+    assert len(house.sae.asked("EditEmbeds")) == 1
+
+
+async def test_a_transfer_from_a_reference_starts_there_and_edits_the_target(house: SimpleNamespace) -> None:
+    answer = await transfer(house, reference=inline(1, 2, 1, 1))
+    (difference,) = house.sae.asked("DiffFeatures")
+    assert to_array(difference.source.embeds, field="x").tolist() == [1, 2, 1, 1]
+    # (0, 2, 0, 4) is to be carried, (0, 3, 0, 0) is: 1 - (1 + 16) / 20.
+    assert answer.coverage == pytest.approx(0.15)
+    assert to_array(answer.embedding.embeds, field="x").tolist() == [1, 4, 1, 1]
+
+
+async def test_without_any_difference_everything_is_carried_and_a_wrong_edit_carries_nothing(
+    house: SimpleNamespace,
+) -> None:
+    assert (await transfer(house, source=inline(1, 1, 1, 1))).coverage == 1.0
+    assert (await transfer(house, source=inline(1, 1, 1, 1.5))).coverage == 0.0
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reference", "ours"),
+    [
+        ("source.embeds.data", False, "target.embeds.data"),
+        ("source.embeds.data", True, "reference.embeds.data"),
+        ("target.embeds.data", False, "source.embeds.data"),
+        ("target.embeds.data", True, "source.embeds.data"),
+        ("coverage", False, "coverage"),
+    ],
+)
+async def test_a_refused_difference_is_told_at_the_callers_field(
+    house: SimpleNamespace, theirs: str, reference: bool, ours: str
+) -> None:
+    house.sae.failures["DiffFeatures"] = InvalidField(theirs, "wrong")
+    fields = {"reference": inline(1, 2, 3, 4)} if reference else {}
+    failure = await failure_of(transfer(house, **fields))
+    assert (failure.field, failure.message) == (ours, f"{ours}: wrong")
+
+
+async def test_faults_of_a_transfers_pictures_are_told_at_the_callers_field(house: SimpleNamespace) -> None:
+    for field in ("target", "source", "reference"):
+        failure = await failure_of(transfer(house, **{field: studio_pb2.ImageInput(image=b"bad")}))
+        assert failure.field == f"{field}.image"
+    house.sae.failures["EditEmbeds"] = InvalidField("input.embeds.data", "too large")
+    house.sae.diff = ((1, 3.0),)
+    assert (await failure_of(transfer(house))).field == "target.embeds.data"
