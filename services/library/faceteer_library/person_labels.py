@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,6 @@ class PersonLabels:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
 
     def set(self, feature: int, label: str, author: str) -> None:
         """Records a label, or takes it back when ``label`` is empty.
@@ -25,13 +23,13 @@ class PersonLabels:
             OSError: the file cannot be written.
         """
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._lock:
-            try:
-                with closing(sqlite3.connect(self.path)) as connection, connection:
-                    connection.executescript(PERSON_LABELS)
-                    connection.execute("DELETE FROM labels WHERE feature = ?", (feature,))
-                    if label:
-                        connection.execute("INSERT INTO labels VALUES (?, ?, ?, ?)", (feature, label, author, at))
-                    connection.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (feature, label, author, at))
-            except sqlite3.DatabaseError as error:
-                raise OSError(f"{self.path}: {error}") from error
+        try:
+            # SQLite lets writers of this and other processes take turns, each waiting for 5 s at most.
+            with closing(sqlite3.connect(self.path, isolation_level="IMMEDIATE")) as connection, connection:
+                connection.executescript(PERSON_LABELS)
+                connection.execute("DELETE FROM labels WHERE feature = ?", (feature,))
+                if label:
+                    connection.execute("INSERT INTO labels VALUES (?, ?, ?, ?)", (feature, label, author, at))
+                connection.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (feature, label, author, at))
+        except sqlite3.DatabaseError as error:
+            raise OSError(f"{self.path}: {error}") from error

@@ -12,7 +12,9 @@ from faceteer_library.access import EVERYTHING, AccessPolicy
 from faceteer_library.filters import Filter
 from faceteer_library.label_embeddings import CANDIDATES, LabelEmbeddings
 from faceteer_library.person_labels import PersonLabels
+from faceteer_library.search import SemanticIndex
 from faceteer_library.store import Store
+from faceteer_library.texts import Texts
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
 from faceteer_runtime.errors import NotPermitted, UnknownFeature
 
@@ -87,6 +89,37 @@ def test_words_and_their_meaning_together_find_what_words_alone_do_not(store: St
 
 def test_a_meaning_that_is_near_to_no_label_finds_nothing(store: Store) -> None:
     assert found(store, "gibberish", meaning(0.42, -0.9)) == []
+
+
+def score_of(store: Store, words: str, embeds: np.ndarray | None = None) -> dict[int, float]:
+    return {hit.row.index: hit.score for hit in store.search(words, Filter(), 0, 50, embeds)[0]}
+
+
+def test_scores_are_reciprocal_ranks_with_the_typed_label_ahead(store: Store) -> None:
+    # One word ranks first, two words second; other words stand 20 ranks behind; the label itself gains 1.
+    assert score_of(store, "night") == pytest.approx(
+        {0: 1 + 1 / 61, 1: 1 + 1 / 61, 8: 1 + 1 / 61, 2: 1 / 62, 4: 1 / 81}
+    )
+    # By meaning: night and Night share the first rank, whichever row they came from; then darkness, then night sky.
+    query = meaning(1, 0.1)
+    assert store._embeddings is not None
+    ranked = [list(MEANINGS)[row] for row in store._embeddings.closest(query).rows]
+    scores = score_of(store, "gloom", query)
+    assert scores[3] == pytest.approx(1 / (61 + ranked.index("darkness")))
+    assert scores[2] == pytest.approx(1 / (61 + ranked.index("night sky")))
+    assert score_of(store, "sky", query)[2] == pytest.approx(1 / 62 + scores[2]), "both rankings added"
+
+
+def test_labels_close_in_meaning_are_ranked_from_one_and_texts_of_one_row_share_its_rank() -> None:
+    embeddings = LabelEmbeddings(np.array([[1, 0.1, 4], [-1, 1, 4], [1, 0, 4], [-1, -1, 4]], np.float16) / 4)
+    # Two spellings of the last row's label; row 1 has no text here.
+    semantic = SemanticIndex(embeddings, ["a", "b", "c", "D"], Texts(["", "d", "D", "c", "a"]))
+    numbers, ranks = semantic.ranks(np.array([1, 0.02, 4], np.float32))
+    assert (numbers.tolist(), ranks.tolist()) == ([3, 4], [1, 2])
+    numbers, ranks = semantic.ranks(np.array([-1, -1, 4], np.float32))
+    assert (numbers.tolist(), ranks.tolist()) == ([1, 2], [1, 1])
+    numbers, ranks = semantic.with_person_labels(Texts(["C", "other"])).ranks(np.array([1, 0.02, 4], np.float32))
+    assert (numbers.tolist(), ranks.tolist()) == ([3, 5, 4], [1, 1, 2])
 
 
 def test_pages_of_a_search_are_the_whole_search_cut(store: Store) -> None:

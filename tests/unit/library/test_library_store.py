@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from faceteer_library.person_labels import PersonLabels
 from faceteer_library.spelling import SpellingIndex
 from faceteer_library.store import Filter, Store
-from faceteer_library.texts import match_expression
+from faceteer_library.texts import Texts, match_expression
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.errors import UnknownFeature
@@ -159,6 +162,55 @@ def test_a_file_that_is_no_library_is_refused_in_one_sentence(tmp_path: Path) ->
     for name in ("x.sqlite", "none.sqlite"):
         with pytest.raises(BundleError, match=name):
             Store(tmp_path / name, tmp_path / "labels.sqlite")
+
+
+def test_a_foreign_file_of_labels_is_refused_when_the_library_opens(tmp_path: Path) -> None:
+    write(tmp_path / "library.sqlite")
+    (tmp_path / "labels.sqlite").write_bytes(b"no database, though long enough to be taken for one " * 50)
+    with pytest.raises(BundleError, match=r"labels\.sqlite"):
+        Store(tmp_path / "library.sqlite", tmp_path / "labels.sqlite")
+
+
+def test_labels_given_by_many_at_once_are_all_recorded(tmp_path: Path) -> None:
+    labels = PersonLabels(tmp_path / "labels.sqlite")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: labels.set(n % 10, f"label {n}", "ada"), range(40)))
+    with closing(sqlite3.connect(tmp_path / "labels.sqlite")) as connection:
+        history = connection.execute("SELECT label, author FROM history").fetchall()
+        shown = dict(connection.execute("SELECT feature, label FROM labels"))
+    assert sorted(history) == sorted((f"label {n}", "ada") for n in range(40))
+    assert shown.keys() == set(range(10))
+
+
+def test_a_new_label_is_read_once_however_many_ask_at_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.get(1)
+    PersonLabels(tmp_path / "labels.sqlite").set(1, "lighthouse", "ada")
+    made, show = [], store._show
+
+    def slowly(given: dict[int, str]) -> object:
+        made.append(given)
+        time.sleep(0.2)
+        return show(given)
+
+    monkeypatch.setattr(store, "_show", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        labels = list(pool.map(lambda _: store.get(1).label, range(4)))
+    assert (labels, made) == (["lighthouse"] * 4, [{1: "lighthouse"}])
+
+
+def test_full_text_queries_take_turns_on_their_one_connection() -> None:
+    texts = Texts(["night", "night sky"])
+    connection, lock = texts._connection, texts._lock
+
+    class Watched:
+        def execute(self, *query: object) -> object:
+            assert lock.locked()
+            return connection.execute(*query)  # type: ignore[arg-type]
+
+    texts._connection = Watched()  # type: ignore[assignment]
+    assert texts.matching("night").tolist() == [0, 1]
 
 
 def test_labels_that_cannot_be_written_say_so(tmp_path: Path) -> None:
