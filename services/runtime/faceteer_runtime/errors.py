@@ -16,11 +16,12 @@ The life of a request, and what can be raised at each step::
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Self
 
 
 class FaceteerError(Exception):
-    """A failure whose text is meant for the caller.
+    """A failure whose text is meant for the caller. It does not change once it is made.
 
     Attributes:
         status: name of a ``grpc.StatusCode``; by default the class's.
@@ -34,6 +35,11 @@ class FaceteerError(Exception):
 
     status: str = "INTERNAL"
     reason: str = "INTERNAL"
+    message: str
+    field: str | None
+    description: str
+    metadata: Mapping[str, str]
+    retry_after_s: float | None
 
     def __init__(
         self,
@@ -47,13 +53,23 @@ class FaceteerError(Exception):
         reason: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.field = field
-        self.description = message if description is None else description
-        self.metadata: dict[str, str] = dict(metadata or {})
-        self.retry_after_s = retry_after_s
-        self.status = status or type(self).status
-        self.reason = reason or type(self).reason
+        # Past __setattr__, which lets nothing change afterwards.
+        self.__dict__.update(
+            message=message,
+            field=field,
+            description=message if description is None else description,
+            metadata=MappingProxyType(dict(metadata or {})),
+            retry_after_s=retry_after_s,
+            status=status or type(self).status,
+            reason=reason or type(self).reason,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Two calls may be waiting for the same work, and then hold the same error."""
+        # __traceback__ and the like are Python's own.
+        if not name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__}.{name}: an error does not change; at() makes another one")
+        super().__setattr__(name, value)
 
     def at(self, field: str) -> Self:
         """The same failure, with ``field`` at fault; a message that begins with the former field begins with this one.

@@ -33,7 +33,7 @@ def error_to_status(error: BaseException, request_id: str | None = None) -> stat
         _log.error("unexpected %s", type(error).__name__, exc_info=error, extra={"request_id": request_id})
         error = FaceteerError(f"internal error; request id {request_id}", metadata={"request_id": request_id})
     details: list[AnyMessage] = [
-        _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+        _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata)))
     ]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(

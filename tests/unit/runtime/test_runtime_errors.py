@@ -97,6 +97,25 @@ def test_an_error_tells_of_another_field_by_a_new_error(error: errors.FaceteerEr
     assert violation.field == "edits[3]"
 
 
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_does_not_change_once_it_is_made(error: errors.FaceteerError) -> None:
+    for one in (error, error.at("x")):
+        for name in (*vars(one), "another"):
+            with pytest.raises(AttributeError, match="does not change"):
+                setattr(one, name, None)
+        with pytest.raises(TypeError):
+            one.metadata["more"] = "words"  # type: ignore[index]
+    with pytest.raises(type(error)) as raised:
+        raise error from ValueError("a cause")
+    raised.value.add_note("notes and tracebacks are Python's own")
+
+
+def test_an_error_that_another_process_made_keeps_its_status_and_reason() -> None:
+    error = errors.FaceteerError("words", status="NOT_FOUND", reason="UNKNOWN_FEATURE").at("x")
+    assert (error.status, error.reason) == ("NOT_FOUND", "UNKNOWN_FEATURE")
+    assert (errors.FaceteerError.status, errors.FaceteerError.reason) == ("INTERNAL", "INTERNAL")
+
+
 def test_a_message_that_begins_with_its_field_begins_with_the_new_one() -> None:
     assert errors.InvalidField("images[0]", "is empty").at("input.image").message == "input.image: is empty"
     assert errors.UnknownFeature("no feature 9").at("edits[3]").message == "no feature 9"
