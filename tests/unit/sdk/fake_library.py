@@ -66,11 +66,10 @@ class FakeLibrary(library_pb2_grpc.LibraryServiceServicer, FakePart):
     def ListFeatures(self, request: Any, context: grpc.ServicerContext) -> library_pb2.ListFeaturesResponse:
         self._enter("ListFeatures", request, context)
         wanted = [i for i in range(D) if not request.filter.labelled or i in self._labels]
-        start, size = int(request.page_token or 0), min(request.page_size or 50, 3)
-        end = start + size
+        start, end, token = _page(request, len(wanted), most=3)
         return library_pb2.ListFeaturesResponse(
             features=[self._feature(i) for i in wanted[start:end]],
-            next_page_token=str(end) if end < len(wanted) else "",
+            next_page_token=token,
             total_size=len(wanted),
         )
 
@@ -85,7 +84,8 @@ class FakeLibrary(library_pb2_grpc.LibraryServiceServicer, FakePart):
             else:
                 found = [5, 7] if self._resolve(request.similar_to) else []
             hits = [library_pb2.FeatureHit(feature=self._feature(i), score=1 / (n + 1)) for n, i in enumerate(found)]
-            return library_pb2.SearchFeaturesResponse(hits=hits[: request.page_size or 50], total_size=len(hits))
+            start, end, token = _page(request, len(hits))
+            return library_pb2.SearchFeaturesResponse(hits=hits[start:end], next_page_token=token, total_size=len(hits))
 
     def ListFeatureExamples(
         self, request: Any, context: grpc.ServicerContext
@@ -103,7 +103,7 @@ class FakeLibrary(library_pb2_grpc.LibraryServiceServicer, FakePart):
                 for n in range(2)
             ]
             return library_pb2.ListFeatureExamplesResponse(examples=examples, total_size=2)
-        names = ["a", "b", "c"][: request.page_size or 12]
+        start, end, token = _page(request, 3)
         examples = [
             library_pb2.FeatureExample(
                 picture=name,
@@ -111,9 +111,11 @@ class FakeLibrary(library_pb2_grpc.LibraryServiceServicer, FakePart):
                 thumbnail=self.thumbnail or png(200),
                 caption=f"picture {name} <script>alert(1)</script>" if self.hostile else f"picture {name}",
             )
-            for n, name in enumerate(names)
+            for n, name in enumerate("abc")
         ]
-        return library_pb2.ListFeatureExamplesResponse(examples=examples, total_size=3)
+        return library_pb2.ListFeatureExamplesResponse(
+            examples=examples[start:end], next_page_token=token, total_size=3
+        )
 
     def GetFeatureIcon(self, request: Any, context: grpc.ServicerContext) -> library_pb2.GetFeatureIconResponse:
         self._enter("GetFeatureIcon", request, context)
@@ -147,6 +149,13 @@ class FakeLibrary(library_pb2_grpc.LibraryServiceServicer, FakePart):
             causal_score=0.25 if label == "fog" else None,
             terms=["dusk", "evening"] if label == "night" else [],
         )
+
+
+def _page(request: Any, n: int, most: int = 50) -> tuple[int, int, str]:
+    """Where the page that is asked for begins and ends, and the token of the next one."""
+    start = int(request.page_token or 0)
+    end = start + min(request.page_size or most, most)
+    return start, end, str(end) if end < n else ""
 
 
 def _strip() -> bytes:

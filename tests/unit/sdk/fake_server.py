@@ -47,6 +47,7 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
     Attributes:
         calls: (call, request) in order; streams of requests record each message.
         metadata: the last call's metadata.
+        deadlines: seconds that the last call of each name was given.
         remembers: whether embedding ids are found again; False is a server without a shared cache.
         step_seconds: how long a denoising step takes.
         steps_done: denoising steps taken, over all requests.
@@ -57,6 +58,7 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
     def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.metadata: dict[str, str] = {}
+        self.deadlines: dict[str, float] = {}
         self.remembers = True
         self.step_seconds = 0.0
         self.answer_seconds = 0.0
@@ -346,6 +348,7 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
 
     def _count(self, request: Any, context: grpc.ServicerContext, name: str) -> None:
         self.calls.append((name, request))
+        self.deadlines[name] = context.time_remaining() or 0.0
         self.metadata = {key: str(value) for key, value in context.invocation_metadata()}
 
     def _enter(self, name: str, request: Any, context: grpc.ServicerContext) -> None:

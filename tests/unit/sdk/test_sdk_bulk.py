@@ -218,3 +218,46 @@ def test_no_texts_are_an_array_of_no_rows_and_one_string_is_refused(either: Any)
     assert either.encode_texts([]).shape == (0, 512)
     with pytest.raises(faceteer.InvalidArgumentError, match="pass a list"):
         either.encode_texts("night")
+
+
+def test_pictures_that_arrive_between_failures_give_an_encoding_its_retries_back(
+    either: Any, server: FakeServer
+) -> None:
+    server.fail("StreamEncodeImages", *[Fault("UNAVAILABLE", after=2)] * 8)
+    np.testing.assert_array_equal(either.encode(PICTURES, batch_size=4), expected(PICTURES))
+    assert server.names().count("StreamEncodeImages") == 9
+
+
+def test_the_longest_wait_that_a_stream_was_told_is_kept(client: faceteer.Client, server: FakeServer) -> None:
+    import time
+
+    longer, shorter = (Fault("RESOURCE_EXHAUSTED", "QUEUE_FULL", retry_after=seconds) for seconds in (0.4, 0.01))
+    server.fail("item", longer, shorter)
+    started = time.monotonic()
+    client.encode(PICTURES[:2])
+    assert time.monotonic() - started >= 0.4
+
+
+def test_the_window_is_filled_at_once_on_a_stream_that_works(client: faceteer.Client, server: FakeServer) -> None:
+    writes: list[int] = []
+    answered = 0
+
+    def source() -> Iterator[bytes]:
+        for picture in PICTURES:
+            writes.append(answered)
+            yield picture
+
+    def note(done: int, total: int | None) -> None:
+        nonlocal answered
+        answered = done
+
+    server.fail("StreamEncodeImages", Fault("UNAVAILABLE", after=2))
+    client.encode(source(), batch_size=3, progress=note)
+    assert writes[:6] == [0] * 6, "all of the window at first"
+    assert server.names().count("StreamEncodeImages") == 2
+
+
+def test_progress_counts_pictures_that_failed_too(either: Any) -> None:
+    seen: list[tuple[int, int | None]] = []
+    either.encode(BAD, on_error="skip", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(n, len(BAD)) for n in range(1, len(BAD) + 1)]

@@ -375,3 +375,45 @@ def test_closing_the_client_ends_what_is_under_way(server: FakeServer) -> None:
     with pytest.raises(faceteer.CancelledError), contextlib.closing(events):  # type: ignore[type-var]
         list(events)
     assert server.cancelled.wait(3)
+
+
+def test_share_and_most_edits_travel_and_leaving_them_out_leaves_them_to_the_server(
+    either: Any, server: FakeServer
+) -> None:
+    photo, other = either.open(png(1, 2, 3)), either.open(png(9, 9, 90))
+    assert len(either.diff(photo, other, coverage=1.0, max_edits=2)) == 2
+    assert (server.calls[-1][1].coverage, server.calls[-1][1].max_edits) == (1.0, 2)
+    assert len(either.transfer(photo, other, coverage=1.0, max_edits=1).edits) == 1
+    either.diff(photo, other)
+    assert (server.calls[-1][1].coverage, server.calls[-1][1].max_edits) == (pytest.approx(0.9), 0)
+    difference = either.diff(photo, other, coverage=1.0, max_edits=1)
+    assert (difference.features[0].source, difference.features[0].target) == pytest.approx((3 / 255, 90 / 255))
+
+
+def test_four_small_pictures_are_kept_of_a_drawing(client: faceteer.Client) -> None:
+    edit = client.open(BOAT).edit()
+    edit.render(seeds=range(6))
+    assert [seed for seed, _ in edit._plan.outcome.pictures] == [0, 1, 2, 3]
+    assert edit.set("night", 1)._plan.outcome.pictures == ()
+
+
+def test_previews_come_every_five_steps_unless_said_otherwise_and_only_when_wanted(
+    either: Any, server: FakeServer
+) -> None:
+    edit = either.open(BOAT).edit()
+    edit.render(seed=1, previews=lambda preview: None)
+    assert server.calls[-1][1].preview_every == 5
+    edit.render(seed=1)
+    assert server.calls[-1][1].preview_every == 0
+    with pytest.raises(faceteer.InvalidArgumentError, match="preview_every"):
+        list(edit.events(preview_every=-1))
+
+
+def test_an_edit_says_which_models_it_was_made_for(either: Any, server: FakeServer) -> None:
+    either.open(BOAT).edit().report()
+    sent = server.calls[-1][1].expected_revisions
+    assert (sent.encoder, sent.sae, sent.generator) == ("enc0", "sae0", "")
+    recipe = faceteer.Recipe((faceteer.FeatureEdit(3, "ablate"),), faceteer.Revisions(generator="gen0"))
+    either.open(BOAT).edit(recipe).render(seed=1)
+    sent = server.calls[-1][1].expected_revisions
+    assert (sent.encoder, sent.sae, sent.generator) == ("enc0", "sae0", "gen0")

@@ -219,3 +219,47 @@ def test_a_class_that_the_key_does_not_allow_is_a_typed_refusal(either: Any, ser
     server.fail("SearchFeatures", Fault("PERMISSION_DENIED", "NOT_PERMITTED", "not with this key"))
     with pytest.raises(faceteer.PermissionDeniedError, match="not with this key"):
         either.features.search("n", include_safety_classes=["violence"])
+
+
+def test_more_features_than_a_call_holds_come_in_several(client: faceteer.Client, server: FakeServer) -> None:
+    found = client.features.many(n % 512 for n in range(2001))
+    assert [feature.index for feature in found] == [n % 512 for n in range(2001)]
+    assert [len(request.features) for _, request in server.calls] == [1000, 1000, 1]
+    assert found.total == 2001
+
+
+def test_pages_are_asked_for_until_the_limit_and_never_more_than_it(
+    either: Any, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("_async", "_sync"):
+        monkeypatch.setattr(f"faceteer.{kind}.features._PAGE", 2)
+        monkeypatch.setattr(f"faceteer.{kind}.features._EXAMPLES_PAGE", 2)
+    assert [feature.index for feature in either.features.list(limit=5)] == [0, 1, 2, 3, 4]
+    assert [request.page_size for _, request in server.calls] == [2, 2, 2]
+    assert [request.page_token for _, request in server.calls] == ["", "2", "4"]
+    found = either.features.search("o", limit=3)
+    assert [request.page_size for name, request in server.calls if name == "SearchFeatures"] == [2, 1]
+    assert [feature.label for feature in found] == ["snow", "fog", "[bold]odd & <b>label</b>"]
+    assert [feature.score for feature in found] == pytest.approx([1, 1 / 2, 1 / 3])
+    night = either.features["night"]
+    assert [example.picture for example in night.examples(3)] == ["a", "b", "c"]
+    assert [r.page_size for name, r in server.calls if name == "ListFeatureExamples"] == [2, 1]
+    assert len(night.examples(None)) == 3
+    assert len(either.features.search("o", limit=None)) == 3
+
+
+def test_a_views_pictures_survive_one_feature_that_has_none_and_stop_where_the_server_does(
+    client: faceteer.Client, server: FakeServer
+) -> None:
+    found = client.features.many([3, 4, 5, 7])
+    server.fail("ListFeatureExamples", Fault("NOT_FOUND"), Fault("INTERNAL"))
+    found.fetch_pictures()
+    assert [feature._seen is not None for feature in found] == [False, False, True, True]
+    again = client.features.many([3, 4, 5])
+    calls = len(server.calls)
+    server.fail("ListFeatureExamples", Fault("UNAVAILABLE"))
+    again.fetch_pictures()
+    assert [feature._seen for feature in again] == [None] * 3
+    assert len(server.calls) == calls + 1, "neither tried again, nor the next one asked for"
+    assert client.features.many([412])._repr_html_()
+    assert server.names()[-1] == "BatchGetFeatures", "a feature that never fires has no pictures"

@@ -135,3 +135,33 @@ def test_an_unknown_way_with_errors_is_refused(either: Any) -> None:
         either.encode_features(np.ones(D), on_error="skip")
     with pytest.raises(faceteer.InvalidArgumentError, match="max_features"):
         either.encode_features(np.ones(D), max_features=-1)
+
+
+def test_a_call_holds_at_most_256_items_whatever_the_server_allows(
+    client: faceteer.Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unit.sdk.fake_server.MAX_BATCH", 1000)
+    rows = client.decode_features([{index: 1.0} for index in range(300)])
+    assert [len(r.items) for name, r in server.calls if name == "DecodeFeatures"] == [256, 44]
+    assert rows.argmax(1).tolist() == list(range(300))
+    monkeypatch.setattr("unit.sdk.fake_server.MAX_BATCH", 0)
+    client.decode_features([{1: 1.0}] * 257)
+    assert [len(r.items) for name, r in server.calls if name == "DecodeFeatures"][2:] == [256, 1]
+
+
+def test_what_a_prompt_is_imagined_with_travels(either: Any, server: FakeServer) -> None:
+    photo = either.embed_prompt("night " * 20, negative_prompt="fog", seed=3, steps=5, guidance_scale=1.5)
+    sent = next(request for name, request in server.calls if name == "EmbedPrompt")
+    assert (sent.negative_prompt, sent.seed, sent.steps, sent.guidance_scale) == ("fog", 3, 5, 1.5)
+    assert (len(photo.name), photo.name[-1]) == (60, "…")
+    assert either.embed_prompt("n" * 60).name == "n" * 60
+    either.embed_prompt("fog")
+    plain = server.calls[-2][1]
+    assert (plain.steps, plain.HasField("guidance_scale")) == (0, False)
+
+
+@pytest.mark.parametrize("index", [2**32, -1])
+def test_an_index_beyond_32_bits_is_refused(client: faceteer.Client, index: int) -> None:
+    with pytest.raises(faceteer.InvalidArgumentError, match="no feature's index"):
+        client.decode_features({index: 1.0})
+    assert isinstance(client.decode_features([{2**32 - 1: 1.0}], on_error="return")[0], faceteer.InvalidArgumentError)

@@ -150,3 +150,59 @@ def test_a_timeout_that_is_none_is_refused(wrong: float) -> None:
 def test_negative_retries_are_refused() -> None:
     with pytest.raises(faceteer.InvalidArgumentError, match="retries"):
         faceteer.connect("a:1", retries=-1)
+
+
+KINDS = {
+    "GetStudio": ("query", lambda client: client.status()),
+    "GetFeature": ("query", lambda client: client.features[3]),
+    "ListFeatures": ("query", lambda client: list(client.features.list(limit=1))),
+    "SearchFeatures": ("query", lambda client: client.features.search("n")),
+    "ListFeatureExamples": ("query", lambda client: client.features[3].examples()),
+    "OpenImage": ("open", lambda client: client.open(png(9))),
+    "EncodeTexts": ("open", lambda client: client.encode_texts(["night"])),
+    "EncodeFeatures": ("open", lambda client: client.encode_features(client.open(png(9)))),
+    "DecodeFeatures": ("open", lambda client: client.decode_features({3: 1.0})),
+    "DiffFeatures": ("open", lambda client: client.diff(client.open(png(9)), client.open(png(0, 9)))),
+    "TransferFeatures": ("open", lambda client: client.transfer(client.open(png(9)), client.open(png(0, 9)))),
+    "EditImage": ("render", lambda client: client.open(png(9)).edit().render(seed=1)),
+    "EmbedPrompt": ("render", lambda client: client.embed_prompt("night")),
+    "GetFeatureIcon": ("render", lambda client: client.features["night"].icon()),
+    "StreamEncodeImages": ("bulk", lambda client: client.encode([png(9)])),
+}
+
+
+@pytest.mark.parametrize("call", KINDS)
+def test_each_call_has_the_deadline_of_its_kind(server: FakeServer, call: str) -> None:
+    kind, run = KINDS[call]
+    timeouts = Timeouts(query=100, open=200, render=300, bulk=400)
+    with faceteer.connect(server.address, timeout=timeouts) as client:
+        run(client)
+    assert server.deadlines[call] == pytest.approx(getattr(timeouts, kind), abs=10)
+
+
+def test_a_report_has_the_deadline_of_opening_and_a_callers_own_wins(
+    client: faceteer.Client, server: FakeServer
+) -> None:
+    edit = client.open(png(9)).edit()
+    with faceteer.connect(server.address, timeout=Timeouts(open=200, render=300)) as patient:
+        patient.open(png(9)).edit().report()
+        assert server.deadlines["EditImage"] == pytest.approx(200, abs=10)
+    edit.report(timeout=50)
+    assert server.deadlines["EditImage"] == pytest.approx(50, abs=5)
+
+
+def test_the_documented_defaults_hold() -> None:
+    assert Timeouts() == Timeouts(query=15, open=60, render=600, bulk=120)
+    assert Retries() == Retries(attempts=5, first=0.1, factor=2.0, longest=5.0)
+    assert Retries.of(0).attempts == 1
+    assert Retries.of(3).attempts == 4
+
+
+def test_pictures_that_arrive_between_failures_give_a_drawing_its_retries_back(server: FakeServer, either: Any) -> None:
+    # Edited, queued, started, one step, one picture: each try draws one more, and there are more tries than retries.
+    server.fail("EditImage", *[Fault("UNAVAILABLE", after=5)] * 6)
+    pictures = either.open(png(9)).edit().render(seeds=range(7), steps=1)
+    assert [picture.info["seed"] for picture in pictures] == list(range(7))
+    server.fail("EditImage", *[Fault("UNAVAILABLE", after=4)] * 9)
+    with pytest.raises(faceteer.UnavailableError):
+        either.open(png(9)).edit().render(seed=1, steps=1)
