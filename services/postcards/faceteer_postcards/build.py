@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import VQModel
+from faceteer_trainer.budget import Budget
 from faceteer_trainer.corpus.embed import EmbedderSettings
 from faceteer_trainer.corpus.run import EmbedSettings, embed_corpus
 from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, shard_name, write_embeds
@@ -24,7 +25,6 @@ from faceteer_trainer.library.measure import BuildSettings
 from faceteer_trainer.library.run import build_library
 from faceteer_trainer.sae.losses import Loss
 from faceteer_trainer.sae.trainer import Settings, Trainer
-from faceteer_trainer.training import Budget
 from safetensors.torch import load_file, save_file
 
 from faceteer_postcards.bundle import negative_embeds, seal_bundle, write_generator

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import open_clip
 import torch
 import torch.nn.functional as F
-from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_rng
+from faceteer_trainer.budget import Budget
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -27,6 +27,7 @@ from torch import nn
 from faceteer_postcards.captions import CONTEXT_LENGTH, caption, describe, is_true, value_claims, write_vocabulary
 from faceteer_postcards.corpus import Corpus
 from faceteer_postcards.movq import to_tensor
+from faceteer_postcards.training import Ema, Run, autocast, learning_rate, set_rate, step_rng
 from faceteer_postcards.world import FACTOR_NAMES, FACTORS, VALUES
 
 

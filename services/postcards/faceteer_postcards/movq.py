@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from diffusers.models.attention_processor import SpatialNorm
-from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_generator, step_rng
+from faceteer_trainer.budget import Budget
+
+from faceteer_postcards.training import Ema, Run, autocast, learning_rate, set_rate, step_generator, step_rng
 
 
 @dataclass(frozen=True)

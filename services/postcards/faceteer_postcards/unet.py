@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from faceteer_trainer.training import Budget, Ema, Run, autocast, learning_rate, set_rate, step_generator
+from faceteer_trainer.budget import Budget
 from torch import nn
 from torch.multiprocessing.spawn import spawn
+
+from faceteer_postcards.training import Ema, Run, autocast, learning_rate, set_rate, step_generator
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 # Rows looked at together when checking: bounds the memory that a check takes.
 _CHUNK = 1024
+# From this many features on reading the encoder takes longer than what screening in int8 costs besides.
+_SCREEN_FROM = 16_384
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def read_weights(directory: Path) -> SaeWeights:
 
 
 def write_weights(
-    directory: Path, sae: SaeWeights, dtype: str = "float16", *, layout: str = "rows", screen: bool = True
+    directory: Path, sae: SaeWeights, dtype: str = "float16", *, layout: str = "rows", screen: bool | None = None
 ) -> None:
     """Writes sae_weights.safetensors and then cfg.json, each whole or not at all.
 
@@ -213,10 +215,11 @@ def write_weights(
         dtype: of the two matrices in the file: float32, float16, bfloat16 or, in layout rows, int8 (nearest of 255
             levels, row by row). Biases and thresholds stay float32: they take next to no space.
         layout: "rows", which services read from the file's own pages, or "saelens", which SAELens reads too.
-        screen: in layout rows, whether to add an int8 copy of the encoder for screening; with int8 it is the encoder.
+        screen: in layout rows, whether to add an int8 copy of the encoder for screening; None: where there are enough
+            features for it to make a difference. With int8 it is the encoder itself.
 
     Raises:
-        ValueError: a value does not fit the type asked for, or is not finite.
+        BundleError: a value does not fit the type asked for, or is not finite.
         OSError: the files cannot be written.
     """
     encoder, decoder = _MATRICES[layout]
@@ -226,13 +229,15 @@ def write_weights(
         written[name] = sae.threshold.float().contiguous()
     written |= _matrix(encoder, sae.W_enc if layout == "rows" else sae.W_enc.T, dtype)
     written |= _matrix(decoder, sae.W_dec, dtype)
+    if screen is None:
+        screen = sae.d_sae >= _SCREEN_FROM
     if screen and layout == "rows" and dtype != "int8":
         written |= _matrix(SCREEN, sae.W_enc, "int8")
     if written[decoder].data_ptr() == written[encoder].data_ptr():
         written[decoder] = written[decoder].clone()  # tied weights: a safetensors file holds each on its own
     for name, tensor in written.items():
         if tensor.is_floating_point() and not all(bool(torch.isfinite(rows).all()) for rows in chunks(tensor)):
-            raise ValueError(f"{name} holds values that are not finite in {dtype}; take a wider type")
+            raise BundleError(f"{directory}: {name} holds values that are not finite in {dtype}; take a wider type")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / WEIGHTS
     try:

@@ -92,7 +92,7 @@ def test_no_pre_activation_lies_outside_what_a_screen_promises(make: object, sca
 
 def test_the_screen_is_the_one_asked_for(tmp_path: Path) -> None:
     pair = random_sae("standard")
-    write_weights(tmp_path / "with", pair.in_memory, "float16")
+    write_weights(tmp_path / "with", pair.in_memory, "float16", screen=True)
     write_weights(tmp_path / "without", pair.in_memory, "float16", screen=False)
 
     def kind(directory: str, screening: str) -> type:
@@ -112,7 +112,7 @@ def test_tied_weights_are_written_too(tmp_path: Path) -> None:
 
 def test_a_value_that_float16_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     pair = random_sae("standard")
-    with pytest.raises(ValueError, match="W_dec holds values that are not finite in float16; take a wider type"):
+    with pytest.raises(BundleError, match="W_dec holds values that are not finite in float16; take a wider type"):
         write_weights(tmp_path / "sae", replace(pair.in_memory, W_dec=pair.weights["W_dec"] * 1e6), "float16")
     assert not (tmp_path / "sae").exists()
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.weights import SaeWeights
+from faceteer_sae.weights import SaeWeights, write_weights
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.formats import bundle_sae, dictionary_learning, published, saelens, sparsify
+from faceteer_trainer.formats import dictionary_learning, published, saelens, sparsify
 from faceteer_trainer.formats.import_command import read
 from safetensors.torch import save_file
 from unit.sae.random_sae import Pair, random_sae, write_sae
@@ -43,7 +43,8 @@ def embeds(count: int = 7) -> np.ndarray:
 
 def ours(sae: SaeWeights, directory: Path) -> tuple[np.ndarray, np.ndarray]:
     """Activations [n, N] and reconstructions [n, D] as they are served."""
-    served = SparseAutoencoder.load(bundle_sae.write(sae, directory, "float32"))
+    write_weights(directory, sae, "float32")
+    served = SparseAutoencoder.load(directory)
     acts, output = np.zeros((7, N)), np.zeros((7, D))
     for row, found in enumerate(served.encode(embeds())):
         acts[row, found.top_indices] = found.top_acts

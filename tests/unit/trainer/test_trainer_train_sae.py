@@ -17,6 +17,7 @@ import torch
 from faceteer_postcards.synthetic import SparseMixtures
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
+from faceteer_trainer.budget import Budget
 from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, shard_name, write_embeds
 from faceteer_trainer.files import locked
 from faceteer_trainer.sae.autoencoder import Autoencoder
@@ -24,7 +25,6 @@ from faceteer_trainer.sae.initial_directions import neighbour_directions, skewed
 from faceteer_trainer.sae.recovery import recovered
 from faceteer_trainer.sae.statistics import measure
 from faceteer_trainer.sae.trainer import ARCHITECTURES, CHECKPOINT, Loss, Settings, Trainer
-from faceteer_trainer.training import Budget
 from safetensors.torch import load_file
 
 MADE_UP = SparseMixtures(64, 24, mean_active=4)

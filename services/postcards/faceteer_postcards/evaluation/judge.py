@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from faceteer_trainer.training import Budget, Run, autocast, learning_rate, set_rate, step_generator, step_rng
+from faceteer_trainer.budget import Budget
 from torch import nn
 
 from faceteer_postcards.corpus import Corpus
 from faceteer_postcards.movq import to_tensor
+from faceteer_postcards.training import Run, autocast, learning_rate, set_rate, step_generator, step_rng
 from faceteer_postcards.world import FACTOR_NAMES, FACTORS
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from faceteer_trainer.training import Budget
+from faceteer_trainer.budget import Budget
 
 from faceteer_postcards.bundle import LoadedBundle, load_bundle
 from faceteer_postcards.clip import embed_pictures

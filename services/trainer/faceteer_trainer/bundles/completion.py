@@ -14,14 +14,13 @@ from faceteer_encoder.model import load_encoder
 from faceteer_library.writer import FeatureRow, LibraryWriter
 from faceteer_runtime import bundle as bundle_format
 from faceteer_runtime.bundle import Bundle
-from faceteer_sae.weights import CONFIG, WEIGHTS, load_config
+from faceteer_sae.weights import CONFIG, WEIGHTS, load_config, write_weights
 from safetensors.torch import save_file
 
 from faceteer_trainer.bundles.manifest import Recipe
 from faceteer_trainer.bundles.sources import Published, link_or_copy
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import writing
-from faceteer_trainer.formats import bundle_sae
 from faceteer_trainer.formats import published as published_format
 
 _PUBLISHED_SAE = Path("sources") / "sparse_autoencoder_128.pth"
@@ -73,7 +72,7 @@ def _import_sae(source: Path, directory: Path) -> None:
     """The published state dict, whose digest the pull has checked, in its serving form."""
     if not (directory / "cfg.json").is_file():
         sae = published_format.read(source, any_checksum=True)
-        bundle_sae.write(replace(sae, metadata={"source": published_format.SOURCE}), directory)
+        write_weights(directory, replace(sae, metadata={"source": published_format.SOURCE}))
 
 
 def _write_negative(out: Path) -> None:

@@ -1,15 +1,14 @@
-"""`faceteer_trainer export-sae --sae DIR --to saelens --out DIR`.
-
-Knows the options; each format has a module of its own.
-"""
+"""`faceteer_trainer export-sae --sae DIR --to saelens --out DIR`: a bundle's SAE to a published format."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from faceteer_trainer.errors import JobError
-from faceteer_trainer.formats import bundle_sae, dictionary_learning, published, saelens, sparsify
+from faceteer_sae.weights import read_weights
+
+from faceteer_trainer.files import writing
+from faceteer_trainer.formats import dictionary_learning, published, saelens, sparsify
 from faceteer_trainer.formats.import_command import FORMATS
 
 _WRITERS = {
@@ -31,8 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert, and say where it is."""
-    sae = bundle_sae.read(arguments.sae or arguments.bundle / "sae")
-    try:
+    sae = read_weights(arguments.sae or arguments.bundle / "sae")
+    with writing(arguments.out):
         print(_WRITERS[arguments.format](sae, arguments.out))
-    except OSError as error:
-        raise JobError(f"{arguments.out}: cannot be written ({error.strerror})") from None

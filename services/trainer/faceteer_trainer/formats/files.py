@@ -1,7 +1,4 @@
-"""Reads the files of others and believes nothing; a pickle is never run.
-
-Knows no format.
-"""
+"""Reads the files of others and trusts nothing in them; no code in a pickle is ever run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`faceteer_trainer import-sae --from saelens --file DIR --out DIR`.
-
-Knows the options and what belongs together; each format has a module of its own.
-"""
+"""`faceteer_trainer import-sae --from saelens --file DIR --out DIR`: any published format to a bundle's SAE."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from faceteer_runtime.bundle import Bundle, BundleError
+from faceteer_runtime.bundle import Bundle
 from faceteer_sae.statistics import FILE as STATISTICS
-from faceteer_sae.weights import SaeWeights
+from faceteer_sae.weights import SaeWeights, write_weights
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.files import locked
-from faceteer_trainer.formats import bundle_sae, dictionary_learning, published, saelens, sparsify
+from faceteer_trainer.files import locked, writing
+from faceteer_trainer.formats import dictionary_learning, published, saelens, sparsify
 from faceteer_trainer.formats.measuring import measure_import
 
 FORMATS = ("published", "saelens", "dictionary-learning", "sparsify")
@@ -66,10 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
         metadata["encoder_revision"] = revision
     kept = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
     dtype = kept.get(sae.W_enc.dtype, "float32") if arguments.dtype == "keep" else arguments.dtype
-    with locked(arguments.out):
+    with locked(arguments.out), writing(arguments.out):
         # What was measured of another SAE says nothing of this one.
         (arguments.out / STATISTICS).unlink(missing_ok=True)
-        bundle_sae.write(replace(sae, metadata=metadata), arguments.out, dtype)
+        write_weights(arguments.out, replace(sae, metadata=metadata), dtype)
         print(f"{arguments.out}: {sae.architecture}, {sae.d_sae:,} features of {sae.d_in} values, {dtype}")
         if corpus is not None:
             del sae
@@ -78,10 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _encoder_of(directory: Path, sae: SaeWeights, file: Path) -> str:
     """The revision of a bundle's encoder, which must make embeddings of the SAE's length."""
-    try:
-        encoder = Bundle.open(directory).part("encoder")
-    except BundleError as error:
-        raise JobError(str(error)) from None
+    encoder = Bundle.open(directory).part("encoder")
     embed_dim = int(encoder.facts["embed_dim"])
     if embed_dim != sae.d_in:
         raise JobError(
@@ -97,4 +91,4 @@ def read(format: str, path: Path, *, any_checksum: bool = False, activation_scal
         return published.read(path, any_checksum=any_checksum)
     if format == "saelens":
         return saelens.read(path, activation_scale=activation_scale)
-    return (dictionary_learning if format == "dictionary-learning" else sparsify).read(path)
+    return dictionary_learning.read(path) if format == "dictionary-learning" else sparsify.read(path)

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from faceteer_runtime.bundle import BundleError
 from faceteer_sae.weights import SaeWeights, read_weights
 from torch import nn
 
-from faceteer_trainer.errors import JobError
 from faceteer_trainer.sae.kernels import Pairs, pair_dots
 from faceteer_trainer.sae.selection import select_batch_topk, select_topk
 
@@ -55,12 +53,9 @@ class Autoencoder(nn.Module):
         """Reads what a bundle's sae/ holds, in either layout.
 
         Raises:
-            JobError: what is wrong with which file.
+            BundleError: what is wrong with which file.
         """
-        try:
-            return cls(read_weights(directory)).to(device)
-        except BundleError as error:
-            raise JobError(str(error)) from None
+        return cls(read_weights(directory)).to(device)
 
     def weights(self, scale: float = 1.0) -> SaeWeights:
         """For embeddings ``scale`` times as long as those that this one takes; the matrices are shared."""

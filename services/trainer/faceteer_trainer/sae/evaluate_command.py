@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from faceteer_runtime.bundle import Bundle, BundleError
+from faceteer_runtime.bundle import Bundle
 from faceteer_runtime.files import write_json, write_text
 from rich.console import Console
 from rich.table import Table
@@ -135,20 +135,17 @@ def _sae_of(directory: Path, corpus: EmbeddingCorpus) -> Path:
     """A bundle's SAE.
 
     Raises:
-        JobError: no bundle, without an SAE, or of another encoder than the corpus.
+        BundleError: no bundle, or none with an SAE.
+        JobError: of another encoder than the corpus.
     """
-    try:
-        bundle = Bundle.open(directory)
-        path = bundle.part("sae").path
-        revision = bundle.part("sae").facts.get("encoder_revision")
-    except BundleError as error:
-        raise JobError(str(error)) from None
+    part = Bundle.open(directory).part("sae")
+    revision = part.facts.get("encoder_revision")
     if revision is not None and revision != corpus.encoder_revision:
         raise JobError(
             f"{directory}: its SAE is of encoder {revision}, but the corpus is of {corpus.encoder_revision}; embed the "
             "pictures with that bundle"
         )
-    return path
+    return part.path
 
 
 def _named(directories: list[Path]) -> dict[str, Path]:

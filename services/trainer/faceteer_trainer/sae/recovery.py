@@ -1,4 +1,4 @@
-"""How much of a known dictionary a trained decoder holds. It knows nothing of how either was made."""
+"""How much of a known dictionary a trained decoder holds."""
 
 from __future__ import annotations
 

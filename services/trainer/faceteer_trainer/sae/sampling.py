@@ -1,6 +1,6 @@
 """Which rows of a corpus a step sees: shuffled without a permutation in memory, from (seed, step) alone.
 
-It knows only how many rows there are. Blocks of neighbouring rows are put in random order, and rows are mixed within a
+Blocks of neighbouring rows are put in random order, and rows are mixed within a
 window of many blocks; both orders are computed, not stored, so a billion rows take no more memory than a thousand.
 """
 

@@ -11,12 +11,12 @@ import torch
 from faceteer_runtime.files import write_json
 from torch.utils.tensorboard import SummaryWriter
 
+from faceteer_trainer.budget import Budget
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
 from faceteer_trainer.sae.losses import Loss, Losses
 from faceteer_trainer.sae.trainer import ARCHITECTURES, SPARSE, STARTS, Settings, Trainer, flat
-from faceteer_trainer.training import Budget
 
 _LOSS, _SETTINGS = Loss(), Settings("topk", 1)
 _PREFIXES = (1 / 16, 1 / 4, 1.0)

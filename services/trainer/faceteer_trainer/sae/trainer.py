@@ -19,15 +19,16 @@ from faceteer_runtime.files import whole_file
 from faceteer_sae.statistics import save_statistics
 from faceteer_sae.weights import write_weights
 
+from faceteer_trainer.budget import Budget
 from faceteer_trainer.corpus.shards import CARD, EmbeddingCorpus
 from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import writing
 from faceteer_trainer.sae.autoencoder import Autoencoder, untrained
 from faceteer_trainer.sae.initial_directions import neighbour_directions, skewed_directions
 from faceteer_trainer.sae.kernels import RowAdam
 from faceteer_trainer.sae.losses import Loss, Losses, dense_losses, sparse_losses
 from faceteer_trainer.sae.sampling import BlockShuffle
 from faceteer_trainer.sae.statistics import measure
-from faceteer_trainer.training import Budget
 
 # As --architecture names them; matryoshka is a batchtopk trained on nested prefixes.
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka")
@@ -227,18 +228,15 @@ class Trainer:
 
         Raises:
             JobError: it cannot be written.
+            BundleError: a weight does not fit into the dtype.
         """
         weights = self.model.weights(self.scale)
         measured = measure(Autoencoder(weights).to(self.device), self.corpus, most_rows)
         facts = {**metadata, "figures": measured.figures, "embedding_statistics": measured.embedding_statistics}
-        try:
+        with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             save_statistics(directory, measured.statistics)
             write_weights(directory, replace(weights, metadata=facts), dtype, layout="saelens")
-        except (OSError, ValueError) as error:
-            raise JobError(
-                f"{directory}: cannot be written ({error}); run the same command again when it can"
-            ) from None
         return measured.figures
 
     def one_step(self, rate: float) -> tuple[Losses, float]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from faceteer_postcards.clip import value_gram
 from faceteer_postcards.movq import MovqSettings, build_movq, normalise_latents
+from faceteer_postcards.training import Run, learning_rate
 from faceteer_postcards.unet import (
     DecoderData,
     UnetSettings,
@@ -18,7 +19,7 @@ from faceteer_postcards.unet import (
     train_unet,
 )
 from faceteer_postcards.world import FACTORS
-from faceteer_trainer.training import Budget, Run, learning_rate
+from faceteer_trainer.budget import Budget
 
 TINY_UNET = UnetSettings(channels=(32, 32), cross_attention_dim=32, batch=4, warmup_steps=2)
 
