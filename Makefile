@@ -7,6 +7,7 @@ ADDRESS ?= 127.0.0.1:50050
 # (pytorch.org, "Get started", compute platform CPU). torch and torchvision then both come from there.
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+MUTATION_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo up down test lint unit integration protos client format clean
+.PHONY: help setup demo up down test lint unit integration mutation protos client format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +63,13 @@ unit: setup ## only the quick tests of single members
 
 integration: setup ## only the tests through real servers and processes
 	@$(BIN)/python -m pytest tests/contract tests/integration tests/e2e $(PYTEST_ARGS)
+
+mutation: $(VENV)/mutation/installed ## how many random faults in the domain modules the unit tests notice
+	@PYTHONPATH=$(CURDIR)/$(VENV)/mutation $(BIN)/python tests/mutation.py $(MUTATION_ARGS)
+
+$(VENV)/mutation/installed: pyproject.toml constraints.txt | setup
+	@$(BIN)/python -m pip install -q --upgrade --target $(VENV)/mutation --group mutation
+	@touch $@
 
 protos: setup ## regenerate the contract's code into the SDK
 	@$(BIN)/python protos/generate.py
