@@ -7,17 +7,17 @@
     │   ├── UnreadableImageError                 the bytes are not a picture that the server reads
     │   ├── ImageTooLargeError                   more pixels or bytes than the limit
     │   ├── BatchTooLargeError                   more items than the limit
-    │   └── InvalidRecipeError                   a recipe file that is none
+    │   └── InvalidRecipeError                   not a readable recipe
     ├── NotFoundError (LookupError)
-    │   ├── EmbeddingExpiredError                the server let the embedding go, and it could not be made again
+    │   ├── EmbeddingExpiredError                the server no longer has the embedding, and it could not be recomputed
     │   ├── UnknownFeatureError                  .nearest: labels that are close
     │   ├── IconNotMadeError                     the feature has no icon yet
-    │   └── NoiseExpiredError                    the server let an inverted picture's noise go
+    │   └── NoiseExpiredError                    the server no longer has an inverted picture's noise
     ├── FailedPreconditionError
     │   ├── RevisionMismatchError                .part .expected .actual: made for other models
     │   └── NotInBundleError                     .part: the server's bundle lacks what the call needs
     ├── ResourceExhaustedError                   .retry_after
-    │   ├── QueueFullError                       the server has too much to do already
+    │   ├── QueueFullError                       the server is busy
     │   └── MessageTooLargeError                 the message is larger than the server takes
     ├── UnavailableError                         .retry_after: starting, draining, or a service behind it is gone
     │   └── ServerUnreachableError (ConnectionError)   .address: nothing answers there
@@ -115,7 +115,7 @@ class NotFoundError(FaceteerError, LookupError):
 
 
 class EmbeddingExpiredError(NotFoundError):
-    """The server no longer holds the embedding. The SDK heals this by itself while it has the picture."""
+    """The server no longer holds the embedding. The SDK recovers by itself while it has the picture."""
 
 
 class UnknownFeatureError(NotFoundError):
@@ -181,7 +181,7 @@ class _WaitingHelps(FaceteerError):
 
 
 class ResourceExhaustedError(_WaitingHelps):
-    """The server has too much to do, or the request is too large for it."""
+    """The server is busy, or the request is too large for it."""
 
     status = "RESOURCE_EXHAUSTED"
 
@@ -239,13 +239,13 @@ class UnimplementedError(FaceteerError):
 
 
 class AlreadyExistsError(FaceteerError):
-    """What the call would make exists already."""
+    """What the call would create already exists."""
 
     status = "ALREADY_EXISTS"
 
 
 class AbortedError(FaceteerError):
-    """The server gave the call up because of another one."""
+    """The server abandoned the call because of another one."""
 
     status = "ABORTED"
 

@@ -137,7 +137,7 @@ def test_features_are_searched_and_shown(faceteer: Run, tmp_path: Path) -> None:
     found = faceteer("features", "search", "sn")
     assert "#5 snow 25.00% 2 0.90" in found.words
     assert faceteer("features", "search", "n", "--limit", "1", "--json").json["features"][0]["label"] == "night"
-    assert "Nothing is like that" in faceteer("features", "search", "zebra").out
+    assert "Nothing matches." in faceteer("features", "search", "zebra").out
     shown = faceteer("features", "show", "night", "--icon", "icon.png")
     assert "feature #3 · labelled automatically" in shown.out
     assert "hardly ever with day #4" in shown.out

@@ -45,7 +45,7 @@ def embeds_of(data: bytes) -> np.ndarray:
 
 @dataclass
 class Fault:
-    """One answer that fails. ``after`` messages of a stream come first."""
+    """One answer that fails. ``after`` messages of a stream come first; one that "fails" with OK just ends there."""
 
     code: str = "UNAVAILABLE"
     reason: str = ""

@@ -261,3 +261,14 @@ def test_progress_counts_pictures_that_failed_too(either: Any) -> None:
     seen: list[tuple[int, int | None]] = []
     either.encode(BAD, on_error="skip", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(n, len(BAD)) for n in range(1, len(BAD) + 1)]
+
+
+def test_a_stream_that_ends_with_pictures_unanswered_is_a_failure_like_any_other(
+    either: Any, server: FakeServer
+) -> None:
+    server.fail("StreamEncodeImages", Fault("OK", after=4))
+    np.testing.assert_array_equal(either.encode(PICTURES), expected(PICTURES))
+    server.fail("StreamEncodeImages", *[Fault("OK")] * 9)
+    with pytest.raises(faceteer.UnavailableError, match="pictures unanswered"):
+        either.encode(PICTURES)
+    assert server.names().count("StreamEncodeImages") == 2 + 5

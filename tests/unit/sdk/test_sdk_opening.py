@@ -120,8 +120,8 @@ def test_an_embedding_opens_without_a_picture(either: Any) -> None:
         (np.zeros((4, 4, 2), np.uint8), r"shape \[4, 4, 2\].*pass \[height, width\]"),
         (np.zeros((0, 4), np.uint8), r"shape \[0, 4\]"),
         (b"", "no bytes at all"),
-        (42, "int is no picture; pass a path"),
-        (None, "NoneType is no picture"),
+        (42, "int is not a picture; pass a path"),
+        (None, "NoneType is not a picture"),
     ],
 )
 def test_what_is_no_picture_is_refused_before_any_call(

@@ -38,7 +38,7 @@ def picture_bytes(picture: Picture) -> bytes:
     if isinstance(picture, Image.Image):
         return _png(picture)
     raise invalid(
-        "picture", f"{type(picture).__name__} is no picture; pass a path, bytes, a PIL image or a uint8 array"
+        "picture", f"{type(picture).__name__} is not a picture; pass a path, bytes, a PIL image or a uint8 array"
     )
 
 

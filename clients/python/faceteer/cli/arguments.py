@@ -37,20 +37,20 @@ def output_format(path: Path) -> str:
 
 
 def check_page(path: Path | None) -> None:
-    """Raises InvalidArgumentError unless a page could be put at ``path``; None asks for none."""
+    """Raises InvalidArgumentError unless a page can be written to ``path``, which may be None."""
     if path is None:
         return
     if path.suffix.lower() not in (".html", ".htm"):
-        raise invalid(f"{path} is no name for a page; end it with .html", "save-html")
+        raise invalid(f"{path} does not name a page; end it with .html", "save-html")
     check_writable(path)
 
 
 def check_writable(path: Path) -> None:
-    """Raises InvalidArgumentError unless a file could be put at ``path``."""
+    """Raises InvalidArgumentError unless a file can be written to ``path``."""
     if path.is_dir():
         raise invalid(f"{path} is a directory; name a file in it", "output")
     if not path.parent.is_dir():
-        raise invalid(f"{path.parent} is no directory; make it first", "output")
+        raise invalid(f"{path.parent} is not a directory; create it first", "output")
 
 
 def size_of(word: str | None) -> int | tuple[int, int] | None:

@@ -50,12 +50,16 @@ def open_(image: options.Picture, call: Call, top: options.Top = 12, save_html: 
 @app.command()
 @grouped
 def prompt(
-    words: Annotated[list[str], typer.Argument(metavar="TEXT", help="What should be in it.", show_default=False)],
+    words: Annotated[
+        list[str], typer.Argument(metavar="TEXT", help="What the picture should show.", show_default=False)
+    ],
     edits: Edits,
     drawing: Drawing,
     call: Call,
     negative: Annotated[str, typer.Option("--negative", help="What to steer away from.")] = "",
-    prior_seed: Annotated[int, typer.Option("--prior-seed", help="Another one imagines another picture.")] = 0,
+    prior_seed: Annotated[
+        int, typer.Option("--prior-seed", help="Seed of the prior; another seed gives another picture.")
+    ] = 0,
     top: options.Top = 12,
 ) -> None:
     """Imagine a picture for TEXT, show its features, edit them, draw it with -o.
@@ -114,7 +118,7 @@ def transfer(
     drawing: PhotoDrawing,
     call: Call,
     reference: Annotated[
-        Path | None, typer.Option("--reference", help="Carry over what OTHER has and this picture lacks.")
+        Path | None, typer.Option("--reference", help="Carry over only what OTHER has and this picture lacks.")
     ] = None,
     coverage: options.Coverage = 0.9,
 ) -> None:

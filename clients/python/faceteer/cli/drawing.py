@@ -1,4 +1,4 @@
-"""What an edit's command was asked to draw and write, checked before any work is done."""
+"""What a command that edits is to draw and write, checked before the server is asked."""
 
 from __future__ import annotations
 
@@ -91,11 +91,12 @@ class PhotoDrawing(Drawing):
         typer.Option(
             "--keep-layout",
             metavar="METHOD",
-            help="Keep the picture's layout: inversion (closest), image_to_image, or none whatever a recipe says.",
+            help="Keep the picture's layout: inversion (closest) or image_to_image; none overrides a recipe.",
         ),
     ] = None
     strength: Annotated[
-        float | None, typer.Option("--strength", help="With image_to_image: how much is drawn anew, up to 1; 0.7.")
+        float | None,
+        typer.Option("--strength", help="With image_to_image: how much to redraw, above 0 and up to 1; default 0.7."),
     ] = None
 
     def settings(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def search(
     call: Call,
     filters: Filters,
     words: Annotated[
-        list[str] | None, typer.Argument(help="Words of labels; the last may be incomplete.", show_default=False)
+        list[str] | None, typer.Argument(help="Words from labels; the last may be incomplete.", show_default=False)
     ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="The features that fire on this picture.")
@@ -85,9 +85,14 @@ def list_(
 def show_(
     feature: options.Feature,
     call: Call,
-    icon: Annotated[Path | None, typer.Option("--icon", help="Write a picture of what it causes here.")] = None,
+    icon: Annotated[
+        Path | None, typer.Option("--icon", help="Write the feature's icon, a picture of what it causes, to this file.")
+    ] = None,
     quantiles: Annotated[
-        bool, typer.Option("--quantiles", help="Name pictures of each quantile of its activation, not the strongest.")
+        bool,
+        typer.Option(
+            "--quantiles", help="List pictures from each quantile of its activation instead of the strongest."
+        ),
     ] = False,
     save_html: Annotated[
         Path | None,
@@ -141,13 +146,13 @@ def label(
     words: Annotated[
         str | None, typer.Argument(metavar="LABEL", help="What it means, in a few words.", show_default=False)
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Take the person's label back instead.")] = False,
-    author: Annotated[str, typer.Option("--author", help="Who says so; recorded.")] = "",
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the person's label instead.")] = False,
+    author: Annotated[str, typer.Option("--author", help="Recorded with the label.")] = "",
 ) -> None:
     """Say what a feature means. A person's label wins over every automatic one."""
     if clear == bool((words or "").strip()):
         raise faceteer.InvalidArgumentError(
-            "give a LABEL, or --clear to take one back", field="label", description="one of the two"
+            "give a LABEL, or --clear to remove one", field="label", description="one of the two"
         )
     with call.client() as client:
         key = arguments.feature_key(feature)

@@ -65,7 +65,7 @@ class Call:
 
     @contextmanager
     def client(self) -> Iterator[faceteer.Client]:
-        """A client; the command's own --address wins over the one before the command."""
+        """A client; --address after the command overrides the one before it."""
         address = self.address if self.address is not None else self.context.find_root().obj
         with faceteer.connect(address, timeout=self.timeout) as client:
             yield client
@@ -75,12 +75,14 @@ class Call:
 class Edits:
     """Edits of features, by label or index."""
 
-    set: Annotated[Words, typer.Option("--set", metavar="FEATURE=VALUE", help="Set a feature.")] = None
-    add: Annotated[Words, typer.Option("--add", metavar="FEATURE=VALUE", help="Turn it up by it.")] = None
-    scale: Annotated[Words, typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply it.")] = None
-    ablate: Annotated[Words, typer.Option("--ablate", metavar="FEATURE", help="Turn it off.")] = None
+    set: Annotated[Words, typer.Option("--set", metavar="FEATURE=VALUE", help="Set a feature to a value.")] = None
+    add: Annotated[
+        Words, typer.Option("--add", metavar="FEATURE=VALUE", help="Add to a feature; negative values subtract.")
+    ] = None
+    scale: Annotated[Words, typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply a feature.")] = None
+    ablate: Annotated[Words, typer.Option("--ablate", metavar="FEATURE", help="Turn a feature off.")] = None
     switch: Annotated[
-        Words, typer.Option("--switch", metavar="FEATURE=VALUE", help="Set it and turn its rivals off.")
+        Words, typer.Option("--switch", metavar="FEATURE=VALUE", help="Set a feature and turn its rivals off.")
     ] = None
     unit: Annotated[
         str, typer.Option("--unit", help="scaled: 1 is the feature's 99th percentile; raw: the SAE's own units.")
@@ -95,33 +97,46 @@ class Edits:
 class Filters:
     """The SDK's filters, which it checks itself."""
 
-    alive: Annotated[bool | None, typer.Option("--alive/--dead", help="Only features that ever fire, or never do.")] = (
-        None
-    )
+    alive: Annotated[bool | None, typer.Option("--alive/--dead", help="Only features that fire, or never fire.")] = None
     labelled: Annotated[
         bool | None, typer.Option("--labelled/--unlabelled", help="Only with, or without, a label.")
     ] = None
     label_sources: Annotated[
-        Words, typer.Option("--source", metavar="WHO", help="Labelled by: automatic, model or person.")
+        Words, typer.Option("--source", metavar="WHO", help="Only labels from this source: automatic, model or person.")
     ] = None
     min_firing_share: Annotated[
         float | None,
-        typer.Option("--min-share", metavar="SHARE", help="Fires on at least this share of pictures, 0 to 1."),
+        typer.Option(
+            "--min-share", metavar="SHARE", help="Only features that fire on at least this share of pictures, 0 to 1."
+        ),
     ] = None
     max_firing_share: Annotated[
-        float | None, typer.Option("--max-share", metavar="SHARE", help="Fires on at most this share of pictures.")
+        float | None,
+        typer.Option("--max-share", metavar="SHARE", help="Only features that fire on at most this share of pictures."),
     ] = None
     min_detection_score: Annotated[
-        float | None, typer.Option("--min-detection", metavar="AUC", help="Its label tells where it fires this well.")
+        float | None,
+        typer.Option(
+            "--min-detection",
+            metavar="AUC",
+            help="Only labels that predict where the feature fires at least this well.",
+        ),
     ] = None
     max_detection_score: Annotated[
-        float | None, typer.Option("--max-detection", metavar="AUC", help="Not better than this.")
+        float | None,
+        typer.Option("--max-detection", metavar="AUC", help="Only labels that predict it at most this well."),
     ] = None
     min_causal_score: Annotated[
-        float | None, typer.Option("--min-causal", metavar="SCORE", help="Its label says what it causes this well.")
+        float | None,
+        typer.Option(
+            "--min-causal",
+            metavar="SCORE",
+            help="Only labels that describe what the feature causes at least this well.",
+        ),
     ] = None
     max_causal_score: Annotated[
-        float | None, typer.Option("--max-causal", metavar="SCORE", help="Not better than this.")
+        float | None,
+        typer.Option("--max-causal", metavar="SCORE", help="Only labels that describe it at most this well."),
     ] = None
     scores_disagree: Annotated[
         bool | None, typer.Option("--disagree/--agree", help="Only where the label's two scores disagree, or agree.")
@@ -131,7 +146,7 @@ class Filters:
         typer.Option(
             "--include-class",
             metavar="CLASS",
-            help="Show a gated safety class too, 'all' for every one; FACETEER_ACCESS_KEY must allow it.",
+            help="Also show this gated safety class, or 'all'; needs a FACETEER_ACCESS_KEY that allows it.",
         ),
     ] = None
 
@@ -142,6 +157,6 @@ class Filters:
 
 
 def opened(client: faceteer.Client, image: Path) -> faceteer.Photo:
-    """A picture's file, opened, with a word on stderr while it takes."""
+    """Opens a picture's file, with a spinner on stderr meanwhile."""
     with show.console(stderr=True).status(f"opening {image.name}"):
         return client.open(image)

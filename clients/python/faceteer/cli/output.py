@@ -16,7 +16,7 @@ from faceteer._models.values import shortest
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; floats are written as the float32 they were."""
+    """One JSON document on stdout; floats in the shortest form of their float32 value."""
     json.dump(_plain(value), sys.stdout, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2)
     sys.stdout.write("\n")
 

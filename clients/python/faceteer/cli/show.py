@@ -18,7 +18,7 @@ _BAR = 16
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console of now's stdout or stderr; labels are never markup, and numbers in sentences stay plain."""
+    """A console on the current stdout or stderr that leaves labels and numbers as they are."""
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
@@ -45,7 +45,7 @@ def photo(to: Console, opened: faceteer.Photo, top: int) -> None:
 
 
 def wrote(to: Console, *paths: object) -> None:
-    """The files that a command wrote, None for none."""
+    """Names the files that a command wrote; None is skipped."""
     for path in paths:
         if path is not None:
             to.print(f"  wrote {path}")
@@ -114,7 +114,7 @@ def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None
     of = f" of {total}" if total > len(found) else ""
     _title(to, query, f"{len(found)}{of} feature{'' if max(total, len(found)) == 1 else 's'}")
     if not found:
-        to.print(Text("  Nothing is like that; fewer letters of a word, or fewer filters, find more.", "dim"))
+        to.print(Text("  Nothing matches. Try a shorter word or fewer filters.", "dim"))
         return
     table = _table(
         ("feature", "right"),
@@ -182,7 +182,7 @@ def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.Fe
 
 
 def labelled(to: Console, now: faceteer.Feature) -> None:
-    """A feature after a person named it, or took the name back."""
+    """A feature whose label was just set or removed."""
     to.print(
         Text.assemble(
             (f"  #{now.index} is ", "dim"), now.label or "unlabelled", (f", {SOURCES[now.label_source]}", "dim")
