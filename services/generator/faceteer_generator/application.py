@@ -13,13 +13,14 @@ from functools import partial
 import numpy as np
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.cache import Cache
-from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
-from faceteer_runtime.errors import EmbeddingExpired, InvalidField, NoiseExpired, NotInBundle, RevisionMismatch
+from faceteer_runtime.embeddings import Embedding, EmbeddingStore, Source
+from faceteer_runtime.errors import InvalidField, NoiseExpired, NotInBundle, RevisionMismatch
+from faceteer_runtime.execution import Cost
 
 from faceteer_generator.delivery import from_record
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.engine import Engine
-from faceteer_generator.generation import Execution, Generation
+from faceteer_generator.generation import Generation
 from faceteer_generator.images import read_image
 from faceteer_generator.inversion import Inversion, InversionFailed
 from faceteer_generator.prior import Imagining, TextPrior
@@ -72,19 +73,18 @@ class Inverted:
 
     noise_id: str
     noise: np.ndarray
-    execution: Execution
+    cost: Cost
 
 
 @dataclass(frozen=True)
 class Imagined:
-    """The embedding of a prompt, float32 [d], and its name."""
+    """The embedding of a prompt."""
 
-    embedding_id: str
-    embeds: np.ndarray
-    execution: Execution
+    embedding: Embedding
+    cost: Cost
 
 
-class Generator:
+class GeneratorApplication:
     """One bundle's decoder, and its prior.
 
     Args:
@@ -112,6 +112,7 @@ class Generator:
     ) -> None:
         self.identity, self.limits = identity, limits
         self._engine, self._denoiser, self._cache = engine, denoiser, cache
+        self._embeddings = EmbeddingStore(cache, identity.encoder_revision, identity.embed_dim)
         self._load_prior = load_prior
         self._prior: TextPrior | None = None
         self._loading = asyncio.Lock()
@@ -125,8 +126,8 @@ class Generator:
     async def generate(
         self,
         asked: AskedSettings,
-        source: np.ndarray | str,
-        negative: np.ndarray | str | None = None,
+        source: Source,
+        negative: Source | None = None,
         start: AskedStart | None = None,
         *,
         preview_every: int = 0,
@@ -157,7 +158,7 @@ class Generator:
             settings, specs, cached, preview_every=preview_every, cache_us=_microseconds_since(started)
         )
 
-    async def invert_image(self, image: bytes, asked: AskedSettings, source: np.ndarray | str) -> Inverted:
+    async def invert_image(self, image: bytes, asked: AskedSettings, source: Source) -> Inverted:
         """The noise from which DDIM draws the image again; without guidance unless some is asked for.
 
         Raises:
@@ -175,19 +176,17 @@ class Generator:
         record = await self._cache.get(noise_key(name))
         cache_us = _microseconds_since(started)
         if record is not None:
-            return Inverted(name, np.asarray(record["noise"]), Execution(True, 0, 0, cache_us))
+            return Inverted(name, np.asarray(record["noise"]), Cost(True, 0, 0, cache_us))
         try:
-            noise, execution = await self._engine.run(
-                name, spec.steps, partial(self._denoiser.begin_inversion, spec), _noise_of
-            )
+            ran = await self._engine.run(name, spec.steps, partial(self._denoiser.begin_inversion, spec), _noise_of)
         except InversionFailed as error:
             norm = float(np.linalg.norm(embeds.astype(np.float64)))
             raise InvalidField(
                 "input", f"the picture cannot be inverted: {error}; embeds of norm {norm:.3g} may not be its own"
             ) from None
         made_for = np.array([spec.width, spec.height, spec.steps], dtype=np.int32)
-        self._cache.put(noise_key(name), {"noise": noise, "made_for": made_for})
-        return Inverted(name, noise, execution._replace(cache_us=cache_us))
+        self._cache.put(noise_key(name), {"noise": ran.value, "made_for": made_for})
+        return Inverted(name, ran.value, Cost.of([ran], cache_us))
 
     async def embed_prompt(
         self, text: str, negative: str, seed: int, steps: int, guidance_scale: float | None
@@ -207,28 +206,16 @@ class Generator:
         record = await self._cache.get(key)
         cache_us = _microseconds_since(started)
         if record is not None:
-            return self._named(np.asarray(record["embeds"]), Execution(True, 0, 0, cache_us))
+            return Imagined(self._embeddings.keep(np.asarray(record["embeds"])), Cost(True, 0, 0, cache_us))
         prior = await self._loaded_prior(self._load_prior)
-        embeds, execution = await self._engine.run(key, prompt.calls, partial(Imagining, prior, prompt), _embeds_of)
-        if not np.isfinite(embeds).all():
+        ran = await self._engine.run(key, prompt.calls, partial(Imagining, prior, prompt), _embeds_of)
+        if not np.isfinite(ran.value).all():
             raise InvalidField("guidance_scale", "the embedding overflowed; choose a smaller one")
-        self._cache.put(key, {"embeds": embeds})
-        return self._named(embeds, execution._replace(cache_us=cache_us))
+        self._cache.put(key, {"embeds": ran.value})
+        return Imagined(self._embeddings.keep(ran.value), Cost.of([ran], cache_us))
 
-    async def _embeds(self, source: np.ndarray | str) -> np.ndarray:
-        """The embeds themselves, [d], of an id."""
-        if not isinstance(source, str):
-            return source
-        record = await self._cache.get(embeds_key(source))
-        if record is None:
-            raise EmbeddingExpired(source)
-        revision = source.partition("-")[0]
-        if revision != self.identity.encoder_revision:
-            raise RevisionMismatch("encoder", revision, self.identity.encoder_revision)
-        embeds = np.asarray(record["embeds"], dtype=np.float32)
-        if embeds.shape != (self.identity.embed_dim,) or not np.isfinite(embeds).all():
-            raise EmbeddingExpired(source)
-        return embeds
+    async def _embeds(self, source: Source) -> np.ndarray:
+        return (await self._embeddings.resolve(source)).x if isinstance(source, str) else source
 
     async def _start(self, start: AskedStart, settings: GenerationSettings) -> ImageStart | NoiseStart:
         strength = start.strength
@@ -296,11 +283,6 @@ class Generator:
 
     def _image_key(self, spec: ImageSpec, settings: GenerationSettings) -> str:
         return image_key(self.identity.revision, self.identity.precision, spec, settings.format, settings.quality)
-
-    def _named(self, embeds: np.ndarray, execution: Execution) -> Imagined:
-        name = embeds_content_id(self.identity.encoder_revision, embeds)
-        self._cache.put(embeds_key(name), {"embeds": embeds})
-        return Imagined(name, embeds, execution)
 
 
 def _noise_of(inversion: Inversion) -> np.ndarray:

@@ -20,10 +20,11 @@ from faceteer_runtime.batching import ModelWorker
 from faceteer_runtime.cache import Cache
 from faceteer_runtime.errors import Draining
 from faceteer_runtime.metrics import Metrics
+from faceteer_runtime.outcome import Computed
 
 from faceteer_generator.delivery import Delivery, ImageJob
 from faceteer_generator.denoise import Denoiser
-from faceteer_generator.generation import Execution, Generation, ImageFile
+from faceteer_generator.generation import Generation, ImageFile
 from faceteer_generator.queue import Job, Queue, Request, charge
 from faceteer_generator.requests import GenerationSettings, ImageSpec
 
@@ -141,7 +142,7 @@ class Engine:
         generation.queued(ahead)
         return generation
 
-    async def run(self, key: str, calls: int, begin: Callable[[], T], result: Callable[[T], R]) -> tuple[R, Execution]:
+    async def run(self, key: str, calls: int, begin: Callable[[], T], result: Callable[[T], R]) -> Computed[R]:
         """The result of a task of several calls, which take turns with the steps of images.
 
         Args:
@@ -161,7 +162,7 @@ class Engine:
         finally:
             self._queue.leave(caller)
         waited = time.perf_counter() - started - caller.compute_s
-        return value, Execution(False, int(waited * 1e6), int(caller.compute_s * 1e6), 0)
+        return Computed(value, int(waited * 1e6), int(caller.compute_s * 1e6))
 
     async def close(self) -> None:
         """Fails what is under way with Draining."""

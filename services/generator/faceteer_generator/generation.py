@@ -8,17 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from faceteer_runtime.execution import Cost
+
 from faceteer_generator.queue import Request
 from faceteer_generator.requests import GenerationSettings
-
-
-class Execution(NamedTuple):
-    """What ran; times in microseconds, ``cached`` when no model did."""
-
-    cached: bool
-    queue_us: int
-    compute_us: int
-    cache_us: int
 
 
 class ImageFile(NamedTuple):
@@ -73,7 +66,7 @@ class Image:
 class Finished:
     """All images are done."""
 
-    execution: Execution
+    cost: Cost
 
 
 Event = Queued | Started | Progress | Preview | Image | Finished
@@ -120,7 +113,7 @@ class Generation(Request):
         self._put(Queued(position))
         if not self._left:
             self.start()
-            self._put(Finished(Execution(True, 0, 0, self._cache_us)))
+            self._put(Finished(Cost(True, 0, 0, self._cache_us)))
 
     def start(self) -> bool:
         """Says so at the first call, and hands out what was cached."""
@@ -145,7 +138,7 @@ class Generation(Request):
         self._left -= 1
         if not self._left:
             times = int(self.waited_s * 1e6), int(self.compute_s * 1e6), self._cache_us
-            self._put(Finished(Execution(False, *times)))
+            self._put(Finished(Cost(False, *times)))
 
     def fail(self, error: BaseException) -> None:
         """Ends the reader with the first of such errors, after what it has not read yet."""

@@ -12,7 +12,7 @@ from faceteer_runtime.batching import ModelWorker
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.service import Resources, Service
 
-from faceteer_generator.application import Generator, Identity
+from faceteer_generator.application import GeneratorApplication, Identity
 from faceteer_generator.decoder import Decoder
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.engine import Engine
@@ -85,7 +85,7 @@ def build(resources: Resources) -> Service:
         max_batch=settings.generator_max_batch,
         reads_images=decoder.prediction_type in INVERTIBLE,
     )
-    generator = Generator(
+    application = GeneratorApplication(
         identity,
         limits,
         engine,
@@ -108,7 +108,7 @@ def build(resources: Resources) -> Service:
         await worker.run(denoiser.decode, [image.latents])
 
     def register(server: grpc.aio.Server) -> None:
-        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(generator), server)
+        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(application), server)
 
     async def close() -> None:
         await engine.close()

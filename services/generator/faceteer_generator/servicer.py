@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
 from faceteer.v1 import generator_pb2, generator_pb2_grpc, tensor_pb2
+from faceteer_runtime.embeddings import Source
 from faceteer_runtime.errors import InvalidField
 from faceteer_runtime.execution import execution
 from faceteer_runtime.tensors import to_array, to_tensor
 
 from faceteer_generator import generation
-from faceteer_generator.application import Generator
+from faceteer_generator.application import GeneratorApplication
 from faceteer_generator.requests import AskedSettings, AskedStart, Format, GenerationSettings
 
 SCHEDULERS = {
@@ -30,17 +30,17 @@ _FORMAT_NAMES: dict[int, Format] = {value: name for name, value in FORMATS.items
 
 
 class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
-    """Serves a :class:`~faceteer_generator.application.Generator`."""
+    """Serves a :class:`~faceteer_generator.application.GeneratorApplication`."""
 
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
-        self._revision = generator.identity.revision
+    def __init__(self, application: GeneratorApplication) -> None:
+        self._application = application
+        self._revision = application.identity.revision
 
     async def GetGenerator(
         self, request: generator_pb2.GetGeneratorRequest, context: Any
     ) -> generator_pb2.GetGeneratorResponse:
         """The decoder, its defaults and limits."""
-        identity, limits = self._generator.identity, self._generator.limits
+        identity, limits = self._application.identity, self._application.limits
         defaults = _settings_to_proto(limits.settle(AskedSettings()))
         defaults.ClearField("seeds")
         return generator_pb2.GetGeneratorResponse(
@@ -53,7 +53,7 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
             max_steps=limits.max_steps,
             max_seeds=limits.max_seeds,
             max_batch=identity.max_batch,
-            has_prior=self._generator.has_prior,
+            has_prior=self._application.has_prior,
             schedulers=list(SCHEDULERS.values()),
             kind=identity.kind,
             reads_images=identity.reads_images,
@@ -65,7 +65,7 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
         self, request: generator_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[generator_pb2.GenerateResponse]:
         """One image for each seed, with events on the way."""
-        under_way = await self._generator.generate(
+        under_way = await self._application.generate(
             _asked_settings(request.settings),
             self._embeds(request.input, "input"),
             self._embeds(request.negative, "negative") if request.HasField("negative") else None,
@@ -83,7 +83,7 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
         self, request: generator_pb2.EmbedPromptRequest, context: Any
     ) -> generator_pb2.EmbedPromptResponse:
         """The image embedding that the prior imagines for a text."""
-        imagined = await self._generator.embed_prompt(
+        imagined = await self._application.embed_prompt(
             request.prompt,
             request.negative_prompt,
             request.seed,
@@ -91,27 +91,29 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
             request.guidance_scale if request.HasField("guidance_scale") else None,
         )
         return generator_pb2.EmbedPromptResponse(
-            embedding=tensor_pb2.Embedding(embedding_id=imagined.embedding_id, embeds=to_tensor(imagined.embeds)),
-            execution=execution(self._revision, *imagined.execution),
+            embedding=tensor_pb2.Embedding(
+                embedding_id=imagined.embedding.embedding_id, embeds=to_tensor(imagined.embedding.x)
+            ),
+            execution=execution(self._revision, *imagined.cost),
         )
 
     async def InvertImage(
         self, request: generator_pb2.InvertImageRequest, context: Any
     ) -> generator_pb2.InvertImageResponse:
         """The noise that draws an image again."""
-        inverted = await self._generator.invert_image(
+        inverted = await self._application.invert_image(
             request.image, _asked_settings(request.settings), self._embeds(request.input, "input")
         )
         return generator_pb2.InvertImageResponse(
             noise_id=inverted.noise_id,
             noise=to_tensor(inverted.noise),
-            execution=execution(self._revision, *inverted.execution),
+            execution=execution(self._revision, *inverted.cost),
         )
 
-    def _embeds(self, source: tensor_pb2.EmbedsInput, field: str) -> np.ndarray | str:
+    def _embeds(self, source: tensor_pb2.EmbedsInput, field: str) -> Source:
         match source.WhichOneof("source"):
             case "embeds":
-                return to_array(source.embeds, field=f"{field}.embeds", shape=(self._generator.identity.embed_dim,))
+                return to_array(source.embeds, field=f"{field}.embeds", shape=(self._application.identity.embed_dim,))
             case "embedding_id":
                 return source.embedding_id
         raise InvalidField(field, "is missing; give embeds or the embedding_id of an earlier answer")
@@ -132,8 +134,8 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
             case generation.Image(index, seed, file, cached):
                 image = generator_pb2.Image(index=index, seed=seed, format=format, cached=cached, **file._asdict())
                 return answer(image=image)
-            case generation.Finished(ran):
-                return answer(finished=generator_pb2.Finished(execution=execution(self._revision, *ran)))
+            case generation.Finished(cost):
+                return answer(finished=generator_pb2.Finished(execution=execution(self._revision, *cost)))
 
 
 def _asked_settings(settings: generator_pb2.GenerationSettings) -> AskedSettings:

@@ -12,7 +12,6 @@ import numpy as np
 import PIL.Image
 import pytest
 from faceteer_generator.generation import (
-    Execution,
     Finished,
     Generation,
     Image,
@@ -27,6 +26,7 @@ from faceteer_generator.requests import AskedSettings, ImageStart, Limits, Noise
 from faceteer_generator.settings import GeneratorSettings
 from faceteer_runtime.bundle import BundleError, BundlePart
 from faceteer_runtime.errors import ImageTooLarge, InvalidField
+from faceteer_runtime.execution import Cost
 from tiny_bundle import picture, picture_bytes
 from unit.generator.generator_specs import embeds_of, image_spec
 
@@ -120,7 +120,7 @@ async def test_a_slow_reader_finds_the_latest_progress_every_image_and_the_order
     assert read[2:5] == [Progress(0, 999, 1000), Progress(1, 999, 1000), Preview(0, 999, b"rough")]
     assert read[5:8] == [Image(index, 7 + index, FILE, cached=False) for index in range(3)]
     waited = int(under_way.waited_s * 1e6)
-    assert read[8:] == [Finished(Execution(cached=False, queue_us=waited, compute_us=2, cache_us=3))]
+    assert read[8:] == [Finished(Cost(cached=False, queue_us=waited, compute_us=2, cache_us=3))]
 
 
 async def test_events_read_between_two_steps_are_not_replaced() -> None:
@@ -143,7 +143,7 @@ async def test_cached_images_come_after_started_and_before_drawn_ones() -> None:
     whole = generation((7,), {0: FILE})
     whole.queued(5)
     read = [event async for event in whole.events()]
-    assert read[1:] == [Started(), Image(0, 7, FILE, cached=True), Finished(Execution(True, 0, 0, 3))]
+    assert read[1:] == [Started(), Image(0, 7, FILE, cached=True), Finished(Cost(True, 0, 0, 3))]
 
 
 async def test_a_reader_gets_what_came_before_an_error() -> None:
