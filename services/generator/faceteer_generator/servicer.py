@@ -9,7 +9,7 @@ from faceteer.v1 import generator_pb2, generator_pb2_grpc, tensor_pb2
 from faceteer_runtime.embeddings import Source
 from faceteer_runtime.errors import InvalidField
 from faceteer_runtime.execution import execution
-from faceteer_runtime.tensors import to_array, to_tensor
+from faceteer_runtime.tensors import to_embeds, to_tensor
 
 from faceteer_generator import generation
 from faceteer_generator.application import GeneratorApplication
@@ -111,12 +111,7 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
         )
 
     def _embeds(self, source: tensor_pb2.EmbedsInput, field: str) -> Source:
-        match source.WhichOneof("source"):
-            case "embeds":
-                return to_array(source.embeds, field=f"{field}.embeds", shape=(self._application.identity.embed_dim,))
-            case "embedding_id":
-                return source.embedding_id
-        raise InvalidField(field, "is missing; give embeds or the embedding_id of an earlier answer")
+        return to_embeds(source, field=field, dim=self._application.identity.embed_dim)
 
     def _event_to_proto(self, event: generation.Event, settings: GenerationSettings) -> generator_pb2.GenerateResponse:
         answer = generator_pb2.GenerateResponse

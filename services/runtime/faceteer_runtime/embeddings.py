@@ -14,10 +14,6 @@ from faceteer_runtime.errors import EmbeddingExpired, RevisionMismatch
 from faceteer_runtime.outcome import Failed, attempt
 from faceteer_runtime.record import Record
 
-# 64 for a revision, 64 for a digest, and the dash between them. An id of any length comes from outside, and an error's
-# metadata, which would name it, has a limit.
-_LONGEST_ID = 129
-
 
 class Embedding(NamedTuple):
     """An embedding that later calls can name.
@@ -41,9 +37,11 @@ def to_record(x: np.ndarray) -> Record:
 
 
 def from_record(record: Record) -> np.ndarray | None:
-    """The embedding again, float32 [d]; None for a record that is not of this form (another version's, say)."""
+    """The embedding again, float32 [d], all finite; None for a record that is not of this form (another version's)."""
     x = record.get("embeds")
-    return x if isinstance(x, np.ndarray) and x.dtype == np.float32 and x.ndim == 1 else None
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 1 or not np.isfinite(x).all():
+        return None
+    return x
 
 
 class EmbeddingStore:
@@ -72,9 +70,11 @@ class EmbeddingStore:
             EmbeddingExpired: the cache does not hold it.
             RevisionMismatch: another encoder made it.
         """
-        if isinstance(source, str):
-            return self._found(source, await self._cache.get(embeds_key(source)))
-        return self.keep(source)
+        return await self.find(source) if isinstance(source, str) else self.keep(source)
+
+    async def find(self, embedding_id: str) -> Embedding:
+        """The embedding of that name; raises as :meth:`resolve`."""
+        return self._found(embedding_id, await self._cache.get(embeds_key(embedding_id)))
 
     async def resolve_many(self, sources: Sequence[Source | Failed]) -> tuple[list[Embedding | Failed], int]:
         """Each embedding as :meth:`resolve` does, or why there is none, and the microseconds spent reading the cache
@@ -94,10 +94,12 @@ class EmbeddingStore:
         ], cache_us
 
     def _found(self, embedding_id: str, record: Record | None) -> Embedding:
+        revision = embedding_id.rpartition("-")[0]
         x = None if record is None else from_record(record)
         if x is None:
-            raise EmbeddingExpired(embedding_id[:_LONGEST_ID])
-        revision = embedding_id.rpartition("-")[0]
-        if revision != self._encoder_revision or len(x) != self._dim:
+            raise EmbeddingExpired(embedding_id)
+        if revision != self._encoder_revision:
             raise RevisionMismatch("encoder", revision, self._encoder_revision)
+        if len(x) != self._dim:
+            raise EmbeddingExpired(embedding_id)
         return Embedding(embedding_id, x)

@@ -19,6 +19,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Self
 
+# 64 for a revision, 64 for a digest, and the dash between them.
+_LONGEST_ID = 129
+
 
 class FaceteerError(Exception):
     """A failure whose text is meant for the caller. It does not change once it is made.
@@ -130,6 +133,7 @@ class EmbeddingExpired(FaceteerError):
     reason = "EMBEDDING_EXPIRED"
 
     def __init__(self, embedding_id: str) -> None:
+        embedding_id = _bounded(embedding_id)
         super().__init__(
             f"the embedding {embedding_id!r} is no longer cached; encode the picture again",
             metadata={"embedding_id": embedding_id},
@@ -190,6 +194,7 @@ class NoiseExpired(FaceteerError):
     reason = "NOISE_EXPIRED"
 
     def __init__(self, noise_id: str) -> None:
+        noise_id = _bounded(noise_id)
         super().__init__(
             f"the noise {noise_id!r} is no longer cached; invert the picture again", metadata={"noise_id": noise_id}
         )
@@ -264,3 +269,8 @@ class DeadlineExceeded(FaceteerError):
 
     def __init__(self, service: str) -> None:
         super().__init__(f"the deadline passed while {service} was at work", metadata={"service": service})
+
+
+def _bounded(name: str) -> str:
+    """An id as an error may repeat it: it comes from outside at any length, and an error's metadata has a limit."""
+    return name if len(name) <= _LONGEST_ID else name[: _LONGEST_ID - 1] + "…"

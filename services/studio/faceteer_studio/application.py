@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from faceteer.v1 import (
     edits_pb2,
     encoder_pb2,
@@ -26,6 +25,7 @@ from faceteer.v1 import (
 )
 from faceteer_runtime.cache import Cache
 from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
+from faceteer_runtime.embeddings import from_record, to_record
 from faceteer_runtime.errors import EmbeddingExpired, InvalidField, RevisionMismatch, UnknownFeature
 from faceteer_runtime.tensors import to_array, to_tensor
 
@@ -248,15 +248,15 @@ class Studio:
     async def look_up(self, embedding_id: str) -> tensor_pb2.Embedding:
         """The embedding with this id. Raises EmbeddingExpired."""
         record = await self._cache.get(embeds_key(embedding_id))
-        embeds = record.get("embeds") if record is not None else None
-        if not isinstance(embeds, np.ndarray) or embeds.ndim != 1:
-            raise EmbeddingExpired(embedding_id if len(embedding_id) <= 129 else embedding_id[:128] + "…")
-        return tensor_pb2.Embedding(embedding_id=embedding_id, embeds=to_tensor(embeds))
+        x = from_record(record) if record is not None else None
+        if x is None:
+            raise EmbeddingExpired(embedding_id)
+        return tensor_pb2.Embedding(embedding_id=embedding_id, embeds=to_tensor(x))
 
     def _keep(self, embedding: tensor_pb2.Embedding) -> None:
         """Remembers an embedding under its id, also for when another process' cache forgets."""
         embeds = to_array(embedding.embeds, field="embeds")
-        self._cache.put(embeds_key(embedding.embedding_id), {"embeds": np.array(embeds, np.float32)})
+        self._cache.put(embeds_key(embedding.embedding_id), to_record(embeds))
 
     async def _encode_image(self, image: bytes, field: str, call: Call) -> Source:
         fields = {"images[0]": f"{field}.image", "images": f"{field}.image"}
