@@ -246,8 +246,20 @@ def test_a_key_opens_what_is_gated(server: SimpleNamespace) -> None:
     assert GATED not in search(server, KEY, words=GATED_LABEL, filter=other)
 
 
+@pytest.mark.parametrize(("metadata", "missing"), [(ANYONE, [1, 2]), (WRONG, [1, 2]), (KEY, [2])])
+def test_what_is_gated_or_unknown_is_left_out_of_many_features_where_asked(
+    server: SimpleNamespace, metadata: tuple[tuple[str, str], ...], missing: list[int]
+) -> None:
+    asked = [3, GATED, N_FEATURES, 0]
+    request = library_pb2.BatchGetFeaturesRequest(features=[at(index) for index in asked], allow_missing=True)
+    answer = server.library.BatchGetFeatures(request, metadata=metadata)
+    assert list(answer.missing) == missing
+    assert [one.index for one in answer.features] == [index for n, index in enumerate(asked) if n not in missing]
+
+
 def test_opening_a_picture_leaves_gated_features_out_and_counts_them(server: SimpleNamespace) -> None:
     seed = gated_picture(server)
+    assert opened(server, seed, WRONG).features == opened(server, seed).features
     without, with_key = opened(server, seed), opened(server, seed, KEY)
     assert without.l0 == with_key.l0 == len(with_key.features) == len(without.features) + 1
     assert GATED not in [feature.index for feature in without.features]

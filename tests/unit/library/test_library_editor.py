@@ -72,6 +72,48 @@ def test_a_change_that_fails_leaves_the_library_as_it_was(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["library.sqlite"]
 
 
+def test_two_jobs_on_one_library_each_put_theirs_in_place_whole(path: Path) -> None:
+    with LibraryEditor(path) as first, LibraryEditor(path) as second:
+        first.label(0, "rain")
+        second.icon(1, b"new", [1.0], "key-1")
+    # The first block ends last, and its library stands: without what the second one did, but whole.
+    with LibraryEditor(path) as editor:
+        assert [feature.label for feature in editor.features()] == ["rain", ""]
+        assert editor.icon_keys() == {0: "key-0"}
+
+
+def test_every_figure_is_changed_where_it_stands_and_nowhere_else(path: Path) -> None:
+    with LibraryEditor(path) as editor:
+        editor.detection(0, 0.6, 0.55)
+        editor.causal_score(1, 0.4)
+        editor.safety_class(1, "violence")
+        editor.icon(0, b"newer", [0.25], "key-9")
+        editor.meta("corpus", "another")
+        assert editor.facts["corpus"] == "another"
+        assert editor.icon_of(0) == (b"newer", [0.25])
+        assert editor.icon_of(1) is None
+    with LibraryEditor(path) as editor:
+        snow, nothing = editor.features()
+        assert (snow.detection_score, snow.detection_balanced_accuracy, snow.causal_score) == (0.6, 0.55, 0.8)
+        assert (nothing.detection_score, nothing.causal_score, nothing.safety_class) == (None, 0.4, "violence")
+        assert (snow.safety_class, snow.firing_share, snow.p99, snow.max) == ("", 0.5, 2.0, 3.0)
+        assert editor.facts["corpus"] == "another"
+        editor.meaning("snow", np.ones(4))
+        editor.forget_meanings()
+        editor.label(0, "", terms=("ice",))
+    store = Store(path, path.parent / "people.sqlite")
+    assert not store.searches_meaning
+    assert (store.get(0).label, store.get(0).source, store.get(0).terms) == ("", "", ())
+
+
+def test_a_discarded_change_leaves_the_library_as_it_was(path: Path) -> None:
+    before = path.read_bytes()
+    editor = LibraryEditor(path)
+    editor.label(0, "rain")
+    editor.discard()
+    assert path.read_bytes() == before
+
+
 def test_what_was_saved_on_the_way_stays_when_a_long_job_is_stopped(path: Path) -> None:
     with pytest.raises(RuntimeError, match="stopped"), LibraryEditor(path) as editor:  # noqa: PT012 (the block is what stops)
         editor.icon(1, b"new", [1.0], "key-1")

@@ -29,6 +29,7 @@ from faceteer_runtime.metrics import Metrics
 from faceteer_runtime.status import error_to_status
 from faceteer_runtime.tensors import to_array, to_tensor
 from faceteer_studio.application import Studio
+from faceteer_studio.layout import Layout
 from faceteer_studio.ports import Call, Local, Ports
 
 GATED = 7
@@ -370,6 +371,59 @@ async def test_the_edited_embedding_is_drawn_as_the_request_says(house: SimpleNa
     assert not drawing.HasField("start")
     await edited(house)
     assert len(house.generator.asked("Generate")) == 1, "a report draws nothing"
+
+
+# -- keeping a layout ----------------------------------------------------------------------------
+
+IMAGE, INVERSION = studio_pb2.LAYOUT_METHOD_IMAGE_TO_IMAGE, studio_pb2.LAYOUT_METHOD_INVERSION
+
+
+def layout(keep: dict[str, Any], scheduler: int = 0, given: studio_pb2.ImageInput | None = None) -> Layout | None:
+    return Layout.of(
+        EDIT(
+            input=given or studio_pb2.ImageInput(image=b"photo"),
+            keep_layout=studio_pb2.KeepLayout(**keep),
+            settings=generator_pb2.GenerationSettings(scheduler=scheduler),  # type: ignore[arg-type]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("keep", "scheduler", "field"),
+    [
+        ({}, 0, "keep_layout.method"),
+        ({"method": 9}, 0, "keep_layout.method"),
+        ({"method": IMAGE, "strength": 0.0}, 0, "keep_layout.strength"),
+        ({"method": IMAGE, "strength": 1.01}, 0, "keep_layout.strength"),
+        ({"method": IMAGE, "strength": float("nan")}, 0, "keep_layout.strength"),
+        ({"method": INVERSION, "strength": 0.5}, 0, "keep_layout.strength"),
+        ({"method": INVERSION}, generator_pb2.SCHEDULER_LCM, "settings.scheduler"),
+    ],
+)
+def test_a_layout_that_cannot_be_kept_is_refused_at_its_field(keep: dict[str, Any], scheduler: int, field: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        layout(keep, scheduler)
+    assert caught.value.field == field
+
+
+def test_a_layout_comes_from_its_own_photo_or_from_the_input() -> None:
+    own = layout({"method": IMAGE, "image": b"own", "strength": 1.0}, generator_pb2.SCHEDULER_LCM)
+    assert own == Layout(b"own", "keep_layout.image", False, 1.0)
+    assert layout({"method": INVERSION}, generator_pb2.SCHEDULER_DDIM) == Layout(b"photo", "input.image", True, None)
+    with pytest.raises(InvalidField, match=r"keep_layout\.image: is missing"):
+        layout({"method": IMAGE}, given=inline(1, 2, 3, 4))
+    assert Layout.of(EDIT(input=inline(1, 2, 3, 4))) is None
+
+
+def test_the_generators_fields_of_a_layout_are_told_as_the_requests() -> None:
+    own = layout({"method": IMAGE, "image": b"own"})
+    assert own is not None
+    assert own.fields == {
+        "image": "keep_layout.image",
+        "start.image": "keep_layout.image",
+        "start.strength": "keep_layout.strength",
+        "start": "keep_layout",
+    }
 
 
 # -- transfer ------------------------------------------------------------------------------------
