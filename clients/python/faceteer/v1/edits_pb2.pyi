@@ -86,7 +86,7 @@ Global___EditUnit: _TypeAlias = EditUnit  # noqa: Y015
 
 @_typing.final
 class FeatureRef(_message.Message):
-    """A feature by its index or, where the library is at hand (StudioService, LibraryService), its label."""
+    """A feature by its index or, where there is a library (StudioService, LibraryService), its label."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -179,7 +179,7 @@ class EditOutcome(_message.Message):
     requested: _builtins.float
     """v_i."""
     achieved: _builtins.float
-    """f_i(x'), by encoding the edited embedding anew. Only when the request asked to measure."""
+    """f_i(x'), by encoding the edited embedding. Only when the request asked to measure."""
     before_scaled: _builtins.float
     """before / p99."""
     requested_scaled: _builtins.float
@@ -223,7 +223,7 @@ Global___EditOutcome: _TypeAlias = EditOutcome  # noqa: Y015
 
 @_typing.final
 class FeatureDrift(_message.Message):
-    """How one feature that was not edited moved all the same."""
+    """How far a feature that was not edited moved."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -273,7 +273,7 @@ class EditReport(_message.Message):
     cosine: _builtins.float
     """cos(x, x')."""
     measured: _builtins.bool
-    """True when x' was encoded anew; the fields below are set only then."""
+    """True when x' was encoded again; the fields below are set only then."""
     drift: _builtins.float
     """||f_rest(x') - f_rest(x)|| / ||f_rest(x)|| over the features that were not edited."""
     @_builtins.property
@@ -286,7 +286,7 @@ class EditReport(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_execution_pb2.Warning]:
-        """Things worth knowing: an embedding unlike those the SAE was trained on, an edit far outside a feature's range."""
+        """What the caller should know: an embedding unlike those the SAE was trained on, an edit far outside a feature's range."""
 
     def __init__(
         self,

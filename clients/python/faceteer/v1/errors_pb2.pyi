@@ -39,7 +39,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNKNOWN_FEATURE: _ErrorReason.ValueType  # 6
     """NOT_FOUND: no feature has this index or label; metadata "nearest" lists labels that are close, comma-separated."""
     ERROR_REASON_ICON_NOT_MADE: _ErrorReason.ValueType  # 7
-    """NOT_FOUND: this feature has no icon yet."""
+    """NOT_FOUND: this feature has no icon, and there is nothing to draw one from."""
     ERROR_REASON_REVISION_MISMATCH: _ErrorReason.ValueType  # 8
     """FAILED_PRECONDITION: the models are not those that the request (a recipe, say) was made for."""
     ERROR_REASON_NOT_IN_BUNDLE: _ErrorReason.ValueType  # 9
@@ -83,7 +83,7 @@ ERROR_REASON_EMBEDDING_EXPIRED: ErrorReason.ValueType  # 5
 ERROR_REASON_UNKNOWN_FEATURE: ErrorReason.ValueType  # 6
 """NOT_FOUND: no feature has this index or label; metadata "nearest" lists labels that are close, comma-separated."""
 ERROR_REASON_ICON_NOT_MADE: ErrorReason.ValueType  # 7
-"""NOT_FOUND: this feature has no icon yet."""
+"""NOT_FOUND: this feature has no icon, and there is nothing to draw one from."""
 ERROR_REASON_REVISION_MISMATCH: ErrorReason.ValueType  # 8
 """FAILED_PRECONDITION: the models are not those that the request (a recipe, say) was made for."""
 ERROR_REASON_NOT_IN_BUNDLE: ErrorReason.ValueType  # 9

@@ -273,10 +273,10 @@ class GenerationStart(_message.Message):
     """A whole picture file, scaled and cropped to the settings' size: image to image."""
     noise_id: _builtins.str
     """From InvertImage, made with the same size and steps; needs SCHEDULER_DDIM. NOT_FOUND (NOISE_EXPIRED) when the cache
-    has let it go.
+    no longer holds it.
     """
     strength: _builtins.float
-    """How much is drawn anew, in (0, 1]: the share of the steps that run. With an image 0.7 when left out; with a noise_id
+    """How much is redrawn, in (0, 1]: the share of the steps that run. With an image 0.7 when left out; with a noise_id
     always 1, and any other value is INVALID_ARGUMENT.
     """
     def __init__(

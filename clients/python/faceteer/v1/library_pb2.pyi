@@ -245,7 +245,7 @@ class Feature(_message.Message):
     """The operator's safety class; empty for none."""
     detection_balanced_accuracy: _builtins.float
     """How well the label predicts where the feature fires, as balanced accuracy on pictures it was not made from: the mean
-    of the shares of firing and of silent pictures told rightly. Absent: not measured.
+    of the true positive and the true negative rate. Absent: not measured.
     """
     @_builtins.property
     def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -385,7 +385,7 @@ class EditEmbedsRequest(_message.Message):
     MAX_DRIFTED_FIELD_NUMBER: _builtins.int
     ELEMENT_TYPE_FIELD_NUMBER: _builtins.int
     measure: _builtins.bool
-    """Encode the edited embedding anew to report achieved activations and drift. Costs one pass through the encoder;
+    """Encode the edited embedding too, to report achieved activations and drift. Costs one pass through the encoder;
     without it an edit of k features costs k dot products.
     """
     max_drifted: _builtins.int

@@ -135,7 +135,7 @@ class ImageInput(_message.Message):
     image: _builtins.bytes
     """A whole file, as in EncodeImagesRequest."""
     embedding_id: _builtins.str
-    """From an earlier answer. NOT_FOUND (EMBEDDING_EXPIRED) when the cache has let it go."""
+    """From an earlier answer. NOT_FOUND (EMBEDDING_EXPIRED) when the cache no longer holds it."""
     @_builtins.property
     def embeds(self) -> _tensor_pb2.Tensor:
         """Shape [d]."""
@@ -307,7 +307,7 @@ class KeepLayout(_message.Message):
     image: _builtins.bytes
     """The photo, a whole file; may be left out when the request's input is one."""
     strength: _builtins.float
-    """For IMAGE_TO_IMAGE: how much is drawn anew, in (0, 1]; 0.7 when left out."""
+    """For IMAGE_TO_IMAGE: how much is redrawn, in (0, 1]; 0.7 when left out."""
     def __init__(
         self,
         *,
@@ -351,7 +351,7 @@ class EditImageRequest(_message.Message):
 
     @_builtins.property
     def edits(self) -> _containers.RepeatedCompositeFieldContainer[_edits_pb2.Edit]:
-        """By index or label. May be empty: then the picture is only drawn anew."""
+        """By index or label. May be empty: then the picture is only redrawn."""
 
     @_builtins.property
     def settings(self) -> _generator_pb2.GenerationSettings:

@@ -150,7 +150,7 @@ class EmbedsInput(_message.Message):
     EMBEDS_FIELD_NUMBER: _builtins.int
     EMBEDDING_ID_FIELD_NUMBER: _builtins.int
     embedding_id: _builtins.str
-    """NOT_FOUND with reason EMBEDDING_EXPIRED when the cache has let it go: encode again."""
+    """NOT_FOUND with reason EMBEDDING_EXPIRED when the cache no longer holds it: encode again."""
     @_builtins.property
     def embeds(self) -> Global___Tensor:
         """Shape [d]; finite. INVALID_ARGUMENT otherwise."""
