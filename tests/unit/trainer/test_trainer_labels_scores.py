@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from faceteer_trainer.labels.naming import name_features
+from faceteer_trainer.labels import naming
+from faceteer_trainer.labels.naming import name_features, strong_pictures
 from faceteer_trainer.labels.quality import sae_figures
 from faceteer_trainer.labels.sample import Side
-from faceteer_trainer.labels.scores import agree, best_threshold, causal_score, detect
+from faceteer_trainer.labels.scores import agree, balanced_sample, best_threshold, causal_score, detect
 from faceteer_trainer.library.templates import least_in_common, template_of
 from scipy import sparse
 
@@ -72,13 +73,42 @@ def test_detection_is_one_for_a_label_that_tells_and_a_half_for_one_that_does_no
     assert detect(few, few, 0, np.ones(4, np.float32)) is None
 
 
+def test_the_threshold_comes_from_the_pictures_that_the_label_was_made_from() -> None:
+    fires = np.arange(40) < 20
+    acts = fires[:, None].astype(float)
+    text = np.array([1, 0], np.float32)
+    # Made from pictures that score 3 and -1: the threshold is 1. The pictures that judge score 0.5 and -1, which
+    # another threshold would tell apart; this one calls all of them silent.
+    making = side(np.stack([np.where(fires, 3.0, -1.0), np.zeros(40)], 1), acts)
+    judging = side(np.stack([np.where(fires, 0.5, -1.0), np.zeros(40)], 1), acts)
+    assert detect(making, judging, 0, text) == (1.0, 0.5)
+    assert detect(judging, making, 0, text) == (1.0, 1.0)
+
+
+def test_a_sample_of_pictures_holds_as_many_that_fire_as_silent_ones_and_needs_eight_of_each() -> None:
+    acts = np.zeros((600, 3))
+    acts[:8, 0] = acts[:7, 1] = acts[:300, 2] = 1.0
+    pictures = side(np.zeros((600, 2)), acts)
+    found = balanced_sample(pictures, 0)
+    assert found is not None
+    rows, fires = found
+    assert sorted(rows[fires].tolist()) == list(range(8))
+    assert len(set(rows[~fires].tolist())) == 8
+    assert rows[~fires].min() >= 8
+    assert balanced_sample(pictures, 1) is None
+    most = balanced_sample(pictures, 2)
+    assert most is not None
+    assert (len(most[0]), int(most[1].sum())) == (400, 200)
+
+
 def test_scores_agree_when_both_say_the_same() -> None:
     assert [agree(0.9, 0.8), agree(0.5, 0.5), agree(0.9, 0.5), agree(0.5, 0.9)] == [True, True, False, False]
-    assert agree(None, 0.9) is None
+    assert agree(None, 0.9) is agree(0.9, None) is None
+    assert [agree(0.7, 0.7), agree(0.7, 0.69), agree(0.69, 0.7)] == [True, False, False]
 
 
 class Space:
-    """Three words at right angles."""
+    """Four words at right angles."""
 
     terms = ("cat", "red car", "red boat", "snow")
     directions = np.eye(4, dtype=np.float32)
@@ -106,6 +136,26 @@ def test_a_feature_is_named_by_what_stands_out_on_its_pictures() -> None:
     assert (found[1].z, found[1].auc) == (pytest.approx(z, rel=1e-5), 1.0)
     assert 2 not in found
     assert (found[3].label, found[3].terms) == ("snow", ())
+
+
+def test_features_beyond_one_block_are_named_for_their_own_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(naming, "_BLOCK", 2)
+    rng = np.random.default_rng(3)
+    embeds, acts = 0.1 * rng.standard_normal((300, 4)), np.zeros((300, 5))
+    for feature, word in enumerate((2, 0, 3, 1, 2)):
+        rows = slice(60 * feature, 60 * feature + 60)
+        acts[rows, feature] = 1 + rng.random(60)
+        embeds[rows, word] += 2
+    found = name_features(side(embeds, acts), Space(), np.array([0, 1, 2, 3, 4]), 1.0, 0.65)  # type: ignore[arg-type]
+    assert [found[feature].label for feature in range(5)] == ["red boat", "cat", "snow", "red car", "red boat"]
+
+
+def test_the_strong_pictures_of_a_feature_are_those_from_half_its_p99_on_strongest_first() -> None:
+    values = np.array([1.0, 0.2, 0.5, 0.49, 0.9, 0.8])
+    pictures = side(np.zeros((7, 1)), np.append(values, 0.0)[:, None] / np.quantile(values, 0.99))
+    assert strong_pictures(pictures, 0).tolist() == [0, 4, 5, 2]
+    few = side(np.zeros((7, 1)), np.array([1, 1, 1, 1, 0, 0, 0.0])[:, None])
+    assert strong_pictures(few, 0).tolist() == []
 
 
 def test_the_figures_of_an_sae_are_what_is_done_by_hand() -> None:
