@@ -1,7 +1,4 @@
-"""Put the trained parts together as a bundle in docs/bundles.md's layout, and take one apart again.
-
-It knows the format and nothing of training.
-"""
+"""Put the trained parts together as a bundle in docs/bundles.md's layout, and take one apart again."""
 
 from __future__ import annotations
 

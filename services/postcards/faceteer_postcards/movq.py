@@ -1,7 +1,6 @@
 """Train the picture autoencoder: diffusers' VQModel in MoVQ's form (spatial norm), 64 px <-> 16 x 16 latents.
 
 Kandinsky's pipeline decodes without quantising, so none is trained; the codebook is there for the format's sake.
-It knows nothing of scenes or embeddings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draw a scene as a 64 x 64 picture: the same pixels for the same scene on every machine.
 
 Backgrounds and sprites are drawn once and kept; a picture is a few small blends, so one core draws well over 500 a
-second. It knows nothing of captions or models.
+second.
 """
 
 from __future__ import annotations

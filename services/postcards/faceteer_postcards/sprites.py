@@ -1,7 +1,4 @@
-"""The eight subjects, drawn large with Pillow and scaled down: an RGBA sprite for each kind, colour, size and look.
-
-It knows shapes and colours, and nothing of scenes, places or weather.
-"""
+"""The eight subjects, drawn large with Pillow and scaled down: an RGBA sprite for each kind, colour, size and look."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 v-prediction on squared-cosine betas, sampled by DDIM with trailing steps. A tenth of the embeddings is replaced by the
 negative one (a mean-grey picture's), and half of them get a little noise, so that edited embeddings are not foreign.
-It knows embeddings and latents, and nothing of scenes.
 """
 
 from __future__ import annotations

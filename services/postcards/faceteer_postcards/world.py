@@ -1,6 +1,6 @@
 """The world of the postcards: eight independent factors, and scenes drawn at random from them.
 
-It knows nothing of pixels or words: `render` draws a scene, `captions` talks about it.
+`render` draws a scene, `captions` describes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stops a job. It knows nothing of any job."""
+"""What stops a job."""
 
 from __future__ import annotations
 

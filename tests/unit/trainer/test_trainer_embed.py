@@ -50,7 +50,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(pictures: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus of those pictures, made in one go."""
+    """The corpus of those pictures, made without interruption."""
     out = tmp_path_factory.mktemp("unbroken") / "corpus"
     main(command(pictures, tiny_bundle, out))
     return out

@@ -1,4 +1,4 @@
-"""Names and scores of labels against a reckoning by hand."""
+"""Names and scores of labels against numbers done by hand."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from faceteer_trainer.labels.pages import write_report
+from faceteer_trainer.labels.report import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
