@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from faceteer_library.editor import LibraryEditor
 from faceteer_library.store import Store
 from faceteer_runtime.bundle import Bundle, BundleError, verify
