@@ -39,7 +39,7 @@ class OnnxVisual:
             BundleError: the package or the file is missing, broken or of another encoder, or the GPU cannot be used.
         """
         try:
-            import onnxruntime
+            import onnxruntime  # optional
         except ImportError:
             raise BundleError(
                 "ONNX Runtime is not installed; install faceteer-encoder[onnx], or [onnx-gpu] for a GPU (never both), "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel, VQModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
 from faceteer_runtime.bundle import BundleError
 from safetensors.torch import load_file
 
@@ -117,8 +117,6 @@ def _kandinsky(directory: Path, device: torch.device, dtype: torch.dtype, offloa
 
 
 def _sdxl(directory: Path, device: torch.device, dtype: torch.dtype, offload: Offload) -> SdxlDecoder:
-    from diffusers import AutoencoderKL
-
     scheduler_config = _scheduler_config(directory)
     parts = _checked_parts(directory, {"unet": UNet2DConditionModel, "vae": AutoencoderKL})
     unet, vae = (model for model, _ in parts.values())

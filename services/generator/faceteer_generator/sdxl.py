@@ -222,6 +222,7 @@ def _stored_prompt(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _computed_prompt(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """As StableDiffusionXLPipeline: both encoders' last hidden layer but one, and the second's projection."""
+    # transformers takes seconds to import, and few bundles hold text encoders.
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     hidden, pooled = [], torch.empty(0)

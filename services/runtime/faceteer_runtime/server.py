@@ -261,7 +261,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop
+        import uvloop  # not on Windows
     except ImportError:
         return None
     factory: Any = uvloop.new_event_loop

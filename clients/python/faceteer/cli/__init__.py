@@ -1,17 +1,6 @@
 """The command line ``faceteer``: the SDK's main jobs, with tables for people and ``--json`` for scripts.
 
 Results go to stdout; progress, and one sentence on failure, to stderr.
-
-Exit statuses:
-
-=====  =========================================================================================
-0      done
-2      usage, or input that cannot be used: a file that is missing or no picture, a bad value or recipe
-3      not found: an unknown feature (the nearest labels are named), an icon that was not made
-4      the server cannot be reached, is starting, or is stopping
-5      anything else: other models than a recipe's, a full queue, a deadline, a defect
-130    interrupted
-=====  =========================================================================================
 """
 
 from __future__ import annotations
@@ -22,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-OK, BAD_INPUT, NOT_FOUND, UNREACHABLE, FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
+from faceteer.cli.exit_statuses import FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with contextlib.suppress(ValueError, OSError):
                 stream.reconfigure(errors="replace")
     try:
+        # The extra `cli` is optional.
         from faceteer.cli.run import run
     except ImportError as error:
         if error.name not in ("typer", "rich"):

@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 import faceteer
-from faceteer import cli
+from faceteer.cli import exit_statuses
 from faceteer.cli.commands import app
 
 
@@ -29,20 +29,20 @@ def run(arguments: Sequence[str]) -> int:
     except TyperException as error:
         words = " ".join(error.format_message().split())
         if not words:  # no command at all: the help was printed in its place
-            return cli.BAD_INPUT
-        return _failed(f"{words[:1].lower()}{words[1:].rstrip('.')}; see faceteer --help", cli.BAD_INPUT)
+            return exit_statuses.BAD_INPUT
+        return _failed(f"{words[:1].lower()}{words[1:].rstrip('.')}; see faceteer --help", exit_statuses.BAD_INPUT)
     except faceteer.FaceteerError as error:
         return _failed(_sentence(error), _status(error))
     except BrokenPipeError:
-        return cli.OK
+        return exit_statuses.OK
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{where}{(error.strerror or str(error)).lower()}", cli.BAD_INPUT)
+        return _failed(f"{where}{(error.strerror or str(error)).lower()}", exit_statuses.BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted", cli.INTERRUPTED)
+        return _failed("interrupted", exit_statuses.INTERRUPTED)
     except Exception as error:  # a defect of ours must not look like the user's, nor fill their terminal
-        return _failed(f"unexpected {type(error).__name__}: {error}; please report it", cli.FAILED)
-    return cli.OK
+        return _failed(f"unexpected {type(error).__name__}: {error}; please report it", exit_statuses.FAILED)
+    return exit_statuses.OK
 
 
 @contextlib.contextmanager
@@ -81,12 +81,12 @@ def _sentence(error: faceteer.FaceteerError) -> str:
 
 def _status(error: faceteer.FaceteerError) -> int:
     if isinstance(error, faceteer.InvalidArgumentError):
-        return cli.BAD_INPUT
+        return exit_statuses.BAD_INPUT
     if isinstance(error, faceteer.NotFoundError):
-        return cli.NOT_FOUND
+        return exit_statuses.NOT_FOUND
     if isinstance(error, faceteer.UnavailableError):
-        return cli.UNREACHABLE
-    return cli.FAILED
+        return exit_statuses.UNREACHABLE
+    return exit_statuses.FAILED
 
 
 def _failed(sentence: str, status: int) -> int:

@@ -128,6 +128,7 @@ def measure_steering(steering: Steering, settings: EvaluationSettings) -> dict[s
 
 def time_one_picture(bundle: LoadedBundle, embeds: torch.Tensor) -> dict[str, float]:
     """Seconds for one picture as a user would have it: float32, the bundle's steps and guidance, best of five."""
+    # It brings transformers, which nothing else here needs.
     from diffusers import KandinskyV22Pipeline
 
     pipeline = KandinskyV22Pipeline(unet=bundle.unet, scheduler=bundle.scheduler, movq=bundle.movq)

@@ -76,6 +76,7 @@ def make_shards(
         # By this name Ray keeps all of its ports to this machine; on Linux it would otherwise listen everywhere.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
+        # optional
         import ray
         import ray.data
     except ImportError:
