@@ -168,3 +168,15 @@ def test_status_says_what_runs_and_whether_it_is_well(either: Any, server: FakeS
     server.health.set("faceteer.v1.SaeService", health_pb2.HealthCheckResponse.NOT_SERVING)
     assert either.status().health["sae"] == "not serving"
     assert not either.status().healthy
+
+
+def test_a_photo_has_its_picture_and_one_from_an_embedding_has_none(either: Any) -> None:
+    photo = either.open(png(9))
+    assert photo.image.size == (16, 16)
+    assert photo.data == png(9)
+    bare = either.open_embeds(np.ones(512, np.float32))
+    assert (bare.image, bare.data) == (None, None)
+
+
+def test_the_last_empty_calls_round_trip_is_a_moment(either: Any) -> None:
+    assert 0 < either.status().round_trip < 5

@@ -133,6 +133,8 @@ def test_what_holds_no_features_is_refused_before_any_call(either: Any, server: 
 def test_an_unknown_way_with_errors_is_refused(either: Any) -> None:
     with pytest.raises(faceteer.InvalidArgumentError, match="raise or return"):
         either.encode_features(np.ones(D), on_error="skip")
+    with pytest.raises(faceteer.InvalidArgumentError, match="raise or return"):
+        either.decode_features({1: 1.0}, on_error="skip")
     with pytest.raises(faceteer.InvalidArgumentError, match="max_features"):
         either.encode_features(np.ones(D), max_features=-1)
 
