@@ -272,3 +272,13 @@ def test_a_stream_that_ends_with_pictures_unanswered_is_a_failure_like_any_other
     with pytest.raises(faceteer.UnavailableError, match="pictures unanswered"):
         either.encode(PICTURES)
     assert server.names().count("StreamEncodeImages") == 2 + 5
+
+
+@pytest.mark.parametrize("wrong", [42, None, np.ones((2, 2)), b""])
+def test_what_is_no_picture_at_all_is_named_by_its_index_and_never_sent(
+    either: Any, server: FakeServer, wrong: Any
+) -> None:
+    with pytest.raises(faceteer.InvalidArgumentError, match="item 1: picture") as raised:
+        either.encode([PICTURES[0], wrong, PICTURES[1]])
+    assert (raised.value.index, raised.value.field) == (1, "picture")
+    assert either.encode([PICTURES[0], wrong, PICTURES[1]], on_error="skip").shape == (2, 512)

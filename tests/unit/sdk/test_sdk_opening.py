@@ -180,3 +180,29 @@ def test_a_photo_has_its_picture_and_one_from_an_embedding_has_none(either: Any)
 
 def test_the_last_empty_calls_round_trip_is_a_moment(either: Any) -> None:
     assert 0 < either.status().round_trip < 5
+
+
+def test_a_photo_tells_all_that_the_server_said(either: Any, server: FakeServer) -> None:
+    photo = either.open(png(9, 0, 20))
+    assert photo.embedding_id in server._embeds
+    assert photo.embedding_id.startswith("enc0-")
+    assert (photo.name, photo.prompt, photo.l0) == ("picture", "", 2)
+    assert (photo.explained_variance, photo.cosine) == (1.0, 1.0)
+    assert photo.norm == pytest.approx(float(np.linalg.norm(photo.embeds)))
+    assert photo.revisions == faceteer.Revisions("enc0", "sae0", "gen0", "lib0")
+    assert (photo.encoder_execution.compute_us, photo.encoder_execution.model_revision) == (10, "enc0")
+    assert photo.sae_execution.model_revision == "sae0"
+    assert photo.warnings == ()
+
+
+def test_objects_say_what_they_are(client: faceteer.Client, server: FakeServer) -> None:
+    photo = client.open(png(9, 0, 20))
+    assert repr(client) == f"<Client of {server.address}>"
+    assert repr(photo) == "<Photo picture: 2 features, #2 0.04, #0 0.02>"
+    assert repr(photo.edit().set("night", 1.0)) == "<Edit of picture: set night to 1>"
+    assert repr(photo.edit()) == "<Edit of picture: no edits>"
+    with faceteer.connect("a:1") as other:
+        assert repr(other) == "<Client of a:1>"
+    assert repr(faceteer.connect_async("a:1")) == "<AsyncClient of a:1>"
+    assert repr(client.features[3]).startswith("<Feature #3 'night'")
+    assert (hash(client.features[3]), client.features[3] == 3) == (hash(client.features[3]), False)
