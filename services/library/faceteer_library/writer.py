@@ -72,8 +72,8 @@ class ExampleRow:
 class LibraryDraft:
     """A library under construction, as a ``with`` block: put at ``path``, whole, when the block ends without an error.
 
-    The draft is an unnamed database in SQLite's directory for temporary files, so a killed job leaves nothing behind,
-    and two jobs on one library do not write into each other's.
+    The draft is an unnamed database among SQLite's temporary files (in SQLITE_TMPDIR), so a killed job leaves nothing
+    behind, and two jobs on one library do not write into each other's.
     """
 
     def __init__(self, path: Path | str) -> None:

@@ -160,7 +160,7 @@ class Studio:
         self, request: studio_pb2.EditImageRequest, call: Call
     ) -> AsyncGenerator[studio_pb2.EditImageResponse, None]:
         """Edited first, then the generator's events unless ``report_only``."""
-        layout = Layout.of(request)
+        layout = Layout.of(request) if request.HasField("keep_layout") else None
         await self._check_revisions(request.expected_revisions, call)
         source = await self.source(request.input, "input", call)
         edits = await self._by_index(request.edits, call)

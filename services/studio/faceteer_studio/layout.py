@@ -32,14 +32,12 @@ class Layout:
     strength: float | None
 
     @classmethod
-    def of(cls, request: studio_pb2.EditImageRequest) -> Layout | None:
-        """What ``keep_layout`` asks for; None where it is left out.
+    def of(cls, request: studio_pb2.EditImageRequest) -> Layout:
+        """What ``keep_layout`` asks for.
 
         Raises:
             InvalidField: no method, no photo, a strength out of range, or a scheduler that cannot invert.
         """
-        if not request.HasField("keep_layout"):
-            return None
         keep = request.keep_layout
         if keep.method not in (studio_pb2.LAYOUT_METHOD_IMAGE_TO_IMAGE, studio_pb2.LAYOUT_METHOD_INVERSION):
             raise InvalidField("keep_layout.method", "must be IMAGE_TO_IMAGE or INVERSION")

@@ -31,6 +31,8 @@ from faceteer_runtime.tensors import to_array, to_tensor
 from faceteer_studio.application import Studio
 from faceteer_studio.layout import Layout
 from faceteer_studio.ports import Call, Local, Ports
+from faceteer_studio.servicer import StudioServicer
+from files_entered import files_entered
 
 GATED = 7
 EDIT = studio_pb2.EditImageRequest
@@ -378,7 +380,7 @@ async def test_the_edited_embedding_is_drawn_as_the_request_says(house: SimpleNa
 IMAGE, INVERSION = studio_pb2.LAYOUT_METHOD_IMAGE_TO_IMAGE, studio_pb2.LAYOUT_METHOD_INVERSION
 
 
-def layout(keep: dict[str, Any], scheduler: int = 0, given: studio_pb2.ImageInput | None = None) -> Layout | None:
+def layout(keep: dict[str, Any], scheduler: int = 0, given: studio_pb2.ImageInput | None = None) -> Layout:
     return Layout.of(
         EDIT(
             input=given or studio_pb2.ImageInput(image=b"photo"),
@@ -412,13 +414,10 @@ def test_a_layout_comes_from_its_own_photo_or_from_the_input() -> None:
     assert layout({"method": INVERSION}, generator_pb2.SCHEDULER_DDIM) == Layout(b"photo", "input.image", True, None)
     with pytest.raises(InvalidField, match=r"keep_layout\.image: is missing"):
         layout({"method": IMAGE}, given=inline(1, 2, 3, 4))
-    assert Layout.of(EDIT(input=inline(1, 2, 3, 4))) is None
 
 
 def test_the_generators_fields_of_a_layout_are_told_as_the_requests() -> None:
-    own = layout({"method": IMAGE, "image": b"own"})
-    assert own is not None
-    assert own.fields == {
+    assert layout({"method": IMAGE, "image": b"own"}).fields == {
         "image": "keep_layout.image",
         "start.image": "keep_layout.image",
         "start.strength": "keep_layout.strength",
@@ -510,3 +509,22 @@ async def test_faults_of_a_transfers_pictures_are_told_at_the_callers_field(hous
     house.sae.failures["EditEmbeds"] = InvalidField("input.embeds.data", "too large")
     house.sae.diff = ((1, 3.0),)
     assert (await failure_of(transfer(house))).field == "target.embeds.data"
+
+
+# -- the way through -----------------------------------------------------------------------------
+
+
+async def test_a_call_goes_through_three_files_of_the_studio(house: SimpleNamespace) -> None:
+    servicer = StudioServicer(house.studio, house.call.ports)
+    context = SimpleNamespace(time_remaining=lambda: None)
+    photo = studio_pb2.ImageInput(image=b"abc")
+    for name, work in (
+        ("OpenImage", lambda: servicer.OpenImage(studio_pb2.OpenImageRequest(input=photo), context)),
+        ("EditImage", lambda: anext(servicer.EditImage(EDIT(input=photo, edits=[edit("f9")]), context))),
+        ("TransferFeatures", lambda: transfer(house, target=photo)),
+    ):
+        with files_entered(name if name != "TransferFeatures" else "transfer_features") as entered:
+            await work()
+        ours = {file for file in entered if file.startswith("faceteer_studio/")}
+        expected = {"faceteer_studio/servicer.py", "faceteer_studio/application.py", "faceteer_studio/ports.py"}
+        assert ours <= expected, name
