@@ -6,21 +6,17 @@ cropping are open_clip's own, so that embeddings are those of the reference impl
 
 from __future__ import annotations
 
-import contextlib
-import io
-import struct
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
-from faceteer_runtime.errors import FaceteerError, ImageTooLarge, UnreadableImage
+from faceteer_runtime.image_files import read_image
 from open_clip.transform import CenterCropOrPad, PreprocessCfg, ResizeKeepRatio, image_transform_v2
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _GEOMETRY = (Resize, CenterCrop, ResizeKeepRatio, CenterCropOrPad)
 # A strip longer than this many times its width is cut around its middle before resizing, which would otherwise blow a
 # 1 x 50,000,000 picture up to the model's width. The model sees only the middle square of it anyway.
@@ -69,24 +65,14 @@ class Preprocessor:
             ImageTooLarge: more bytes or pixels than allowed; nothing was decoded.
             UnreadableImage: not a whole picture of these formats.
         """
-        if not data:
-            raise UnreadableImage(_FIELD, "is empty")
-        if len(data) > self._max_bytes:
-            raise ImageTooLarge(_FIELD, f"{len(data)} bytes are more than the {self._max_bytes} that are taken")
-        _check_pixels(_webp_size(data), self._max_pixels)
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_pixels(image.size, self._max_pixels)
-                return self._fit(_upright_rgb(self._drafted(image)))
-        except FaceteerError:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ImageTooLarge(_FIELD, f"more than {self._max_pixels} pixels; send a smaller one") from None
-        except UnidentifiedImageError:
-            raise UnreadableImage(_FIELD, f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
-        except Exception as error:
-            # Pillow's decoders raise nearly everything on damaged files: OSError, SyntaxError, struct.error, EOFError …
-            raise UnreadableImage(_FIELD, f"is damaged or cut off ({_first_line(error)})") from None
+        return read_image(
+            data,
+            self._fit,
+            field=_FIELD,
+            max_bytes=self._max_bytes,
+            max_pixels=self._max_pixels,
+            draft=self._drafted,
+        )
 
     def normalised(self, pixels: list[np.ndarray]) -> torch.Tensor:
         """Pictures, uint8 [height, width, 3] each, as the model's input, float32 [n, 3, height, width]."""
@@ -108,12 +94,12 @@ class Preprocessor:
         target = (int(resize.size * size[0] / short), int(resize.size * size[1] / short))
         return image.resize(target, _PILLOW[resize.interpolation], box=drafted[1])
 
-    def _fit(self, image: Image.Image) -> np.ndarray:
+    def _fit(self, image: Image.Image) -> Image.Image:
         if not self._squash:
             image = _without_far_ends(image)
         for transform in self._geometry:
             image = transform(image)
-        return np.array(image, dtype=np.uint8)
+        return image
 
 
 class _CropDown:
@@ -127,49 +113,6 @@ class _CropDown:
         return image.crop((left, top, left + self._width, top + self._height))
 
 
-def _check_pixels(size: tuple[int, int] | None, limit: int) -> None:
-    if size is not None and size[0] * size[1] > limit:
-        raise ImageTooLarge(
-            _FIELD, f"{size[0]} x {size[1]} pixels are more than the {limit} that are taken; send a smaller one"
-        )
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height by a WebP file's header (RFC 9649); None for other files.
-
-    Pillow's WebP reader asks for two canvases of memory when it opens a file, before it can be asked for the size.
-    """
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
-        return None
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a person sees it: first frame, upright, on white, 8 bits a channel."""
-    image.load()
-    # Metadata that cannot be read says nothing about orientation; the picture itself has been read.
-    with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        return Image.fromarray((np.clip(values, 0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnreadableImage(_FIELD, "holds floating-point numbers, whose range nobody can tell; send 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        on_white = Image.new("RGB", image.size, "white")
-        on_white.paste(image, mask=image.getchannel("A"))
-        return on_white
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _without_far_ends(image: Image.Image) -> Image.Image:
     width, height = image.size
     longest = _LONGEST_STRIP * min(width, height)
@@ -177,7 +120,3 @@ def _without_far_ends(image: Image.Image) -> Image.Image:
         return image
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
     return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]

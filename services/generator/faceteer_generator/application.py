@@ -16,12 +16,13 @@ from faceteer_runtime.cache import Cache
 from faceteer_runtime.embeddings import Embedding, EmbeddingStore, Source
 from faceteer_runtime.errors import InvalidField, NoiseExpired, NotInBundle, RevisionMismatch
 from faceteer_runtime.execution import Cost
+from faceteer_runtime.image_files import read_image
 
 from faceteer_generator.delivery import from_record
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.engine import Engine
 from faceteer_generator.generation import Generation
-from faceteer_generator.images import read_image
+from faceteer_generator.images import covering
 from faceteer_generator.inversion import Inversion, InversionFailed
 from faceteer_generator.prior import Imagining, TextPrior
 from faceteer_generator.prompts import Prompt
@@ -261,8 +262,7 @@ class GeneratorApplication:
         return await asyncio.to_thread(
             read_image,
             data,
-            settings.width,
-            settings.height,
+            partial(covering, width=settings.width, height=settings.height),
             field=field,
             max_bytes=self._max_image_bytes,
             max_pixels=self._max_image_pixels,

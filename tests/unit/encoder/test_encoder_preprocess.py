@@ -13,8 +13,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from faceteer_encoder.preprocess import FORMATS, Preprocessor
+from faceteer_encoder.preprocess import Preprocessor
 from faceteer_runtime.errors import FaceteerError, ImageTooLarge, UnreadableImage
+from faceteer_runtime.image_files import FORMATS
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from faceteer_generator.generation import (
     Queued,
     Started,
 )
-from faceteer_generator.images import encode_image, read_image
+from faceteer_generator.images import covering, encode_image
 from faceteer_generator.requests import AskedSettings, ImageStart, Limits, NoiseStart, image_key, noise_id, noise_key
 from faceteer_generator.settings import GeneratorSettings
 from faceteer_runtime.bundle import BundleError, BundlePart
 from faceteer_runtime.errors import ImageTooLarge, InvalidField
 from faceteer_runtime.execution import Cost
+from faceteer_runtime.image_files import read_image
 from tiny_bundle import picture, picture_bytes
 from unit.generator.generator_specs import embeds_of, image_spec
 
@@ -250,31 +252,34 @@ def test_everything_that_changes_noise_changes_its_name() -> None:
     assert noise_key("made up").startswith("faceteer:1:noise:none:")
 
 
+to_64 = partial(covering, width=64, height=64)
+
+
 def test_a_picture_is_scaled_to_cover_and_cropped_around_its_middle() -> None:
     wide = PIL.Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 100))
     buffer = io.BytesIO()
     wide.save(buffer, "PNG")
-    pixels = read_image(buffer.getvalue(), 64, 64, field="image", max_bytes=10_000, max_pixels=30_000)
+    pixels = read_image(buffer.getvalue(), to_64, field="image", max_bytes=10_000, max_pixels=30_000)
     assert pixels.shape == (64, 64, 3)
     # Resampling smears the edges a little.
     assert np.abs(pixels[:, 4:-4].astype(int) - (0, 0, 255)).max() <= 8
     clear = PIL.Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     buffer = io.BytesIO()
     clear.save(buffer, "WEBP", lossless=True)
-    assert (read_image(buffer.getvalue(), 64, 64, field="image", max_bytes=10_000, max_pixels=4096) == 255).all()
+    assert (read_image(buffer.getvalue(), to_64, field="image", max_bytes=10_000, max_pixels=4096) == 255).all()
     with pytest.raises(ImageTooLarge):
-        read_image(buffer.getvalue(), 64, 64, field="image", max_bytes=10_000, max_pixels=4095)
+        read_image(buffer.getvalue(), to_64, field="image", max_bytes=10_000, max_pixels=4095)
 
 
 def test_a_picture_of_the_right_size_is_read_as_it_is() -> None:
     original = np.asarray(picture(3))
     data = picture_bytes(3)
-    assert np.array_equal(read_image(data, 64, 64, field="image", max_bytes=10**6, max_pixels=4096), original)
+    assert np.array_equal(read_image(data, to_64, field="image", max_bytes=10**6, max_pixels=4096), original)
     turned = picture(3)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
     turned.save(buffer, "PNG", exif=exif)
-    upright = read_image(buffer.getvalue(), 64, 64, field="image", max_bytes=10**6, max_pixels=4096)
+    upright = read_image(buffer.getvalue(), to_64, field="image", max_bytes=10**6, max_pixels=4096)
     assert np.array_equal(upright, np.rot90(original, -1))
