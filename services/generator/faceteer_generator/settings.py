@@ -14,7 +14,9 @@ class GeneratorSettings(ServiceSettings):
     listen: str = Field("127.0.0.1:50053", description="Address and port to serve on; port 0 picks a free one.")
     generator_max_batch: int = Field(16, ge=1, description="Most pictures denoised together in one step.")
     generator_max_queue: int = Field(
-        64, ge=1, description="Most pictures that wait for a place among them; more are refused at once."
+        64,
+        ge=1,
+        description="Most pictures, inversions and prompts that wait for a place; more are refused at once.",
     )
     generator_max_steps: int = Field(200, ge=1, description="Most denoising steps that a request may ask for.")
     generator_max_seeds: int = Field(16, ge=1, description="Most seeds, and so pictures, in one request.")
