@@ -323,6 +323,7 @@ async def test_redis_down_at_the_start_is_misses_until_it_comes(caches: Caches) 
         cache.put(key(n), record(n))
         assert await timed(cache.get(key(n))) is None
     assert metrics.value("faceteer_redis_breaker") == 2
+    assert metrics.value("faceteer_redis_failures_total") >= 3
     with server:
         await until_right(cache, 1)
         assert metrics.value("faceteer_redis_breaker") == 0
