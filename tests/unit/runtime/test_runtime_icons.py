@@ -6,7 +6,16 @@ import io
 
 import numpy as np
 import pytest
-from faceteer_runtime.icons import STRENGTHS, icon_key, icon_pictures, icon_strip, pack_template, unpack_template
+from faceteer_runtime.icons import (
+    STRENGTHS,
+    icon_drawing,
+    icon_key,
+    icon_pictures,
+    icon_strip,
+    pack_template,
+    template_id,
+    unpack_template,
+)
 from PIL import Image
 
 TEMPLATE = np.linspace(-2, 2, 8, dtype=np.float32)
@@ -59,3 +68,24 @@ def test_a_template_travels_as_text() -> None:
     for broken in ("", "not base64!", pack_template(np.full(4, np.nan))):
         with pytest.raises(ValueError):  # noqa: PT011 (base64's own message is as good as ours)
             unpack_template(broken)
+
+
+@pytest.mark.parametrize(
+    ("default", "drawn"), [((50, 7.0), (12, 4.0)), ((8, 4.5), (8, 4.0)), ((12, 4.0), (12, 4.0)), ((13, 2.0), (12, 2.0))]
+)
+def test_an_icon_takes_twelve_steps_and_guidance_four_unless_the_bundle_takes_less(
+    default: tuple[int, float], drawn: tuple[int, float]
+) -> None:
+    assert icon_drawing(*default) == drawn
+
+
+def test_a_template_without_values_or_with_infinite_ones_is_refused() -> None:
+    for packed in ("", pack_template(np.array([1.0, np.inf]))):
+        with pytest.raises(ValueError, match="no finite values"):
+            unpack_template(packed)
+
+
+def test_a_templates_name_is_twelve_digits_of_its_values() -> None:
+    name = template_id(np.float32([1, 2]))
+    assert len(name) == 12
+    assert name == template_id(np.array([1.0, 2.0])) != template_id(np.float32([1, 3]))

@@ -63,3 +63,23 @@ def test_a_callers_changes_do_not_reach_the_cache() -> None:
     got = lru.get("a")
     got["x"] = b"changed"
     assert lru.get("a")["x"].tolist() == [0, 0, 0]
+
+
+def test_an_entry_counts_with_its_values_its_names_and_512_bytes_of_overhead() -> None:
+    lru = Lru(4000)
+    assert lru.put("key", record(400))
+    assert lru.bytes == 400 + len("x") + len("key") + 512
+    assert lru.put("key", record(100))
+    assert lru.bytes == 100 + len("x") + len("key") + 512
+
+
+def test_a_value_may_take_a_quarter_of_the_room_and_all_of_it_may_be_used() -> None:
+    largest = 1000 - 512 - len("a") - len("x")
+    lru = Lru(4000)
+    assert not lru.put("a", record(largest + 1))
+    for key in "abcd":
+        assert lru.put(key, record(largest))
+    assert (lru.bytes, len(lru)) == (4000, 4)
+    lru.put("e", record(0))
+    assert lru.get("a") is None
+    assert len(lru) == 4

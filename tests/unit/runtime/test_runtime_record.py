@@ -107,3 +107,16 @@ def test_decoded_arrays_are_read_only_and_aligned() -> None:
 
 def test_size_counts_bytes() -> None:
     assert size_of({"ab": np.zeros((2, 3), np.float32), "c": b"12345"}) == 24 + 2 + 5 + 1
+
+
+def test_the_bytes_are_those_that_other_processes_wrote() -> None:
+    # By hand, after the module's layout: servers of two versions may share one Redis.
+    written = bytes.fromhex(
+        "46435452" "01" "02" "0000" "5faca39a" "61f5dc14830084d8dc2d1ebc02ef3dec"
+        "01010100" "0800000000000000" "0200000000000000" "78" + "00" * 15 + "0000c03f000000c0" + "00" * 8
+        + "04000000" "0200000000000000" "6e616d65" "6162" + "00" * 14
+    )  # fmt: skip
+    made = encode("k", {"x": np.array([1.5, -2.0], np.float32), "name": b"ab"})
+    assert made == written
+    read = decode("k", written)
+    assert (read["x"].tolist(), read["name"]) == ([1.5, -2.0], b"ab")
