@@ -1,14 +1,13 @@
 """What every trainer here shares: a budget, a learning rate that follows it, checkpoints that resume, a log.
 
-It knows nothing of what is trained. A run's batches depend on (seed, step) alone and never on a generator's hidden
-state, so a run that was killed and resumed gives the same weights as one that was not, if its budget is in steps.
+A run's batches depend on (seed, step) alone and never on a generator's hidden state, so a run that was killed and
+resumed gives the same weights as one that was not, if its budget is in steps.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from faceteer_runtime.files import whole_file
 from faceteer_trainer.budget import Budget
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from faceteer_trainer.progress import Progress
 from torch import nn
 
 
@@ -101,15 +101,14 @@ class Run:
         `stop_after` ends the loop early at that step as a kill would, but with a checkpoint.
         """
         started, before, saved = time.monotonic(), self.elapsed, time.monotonic()
-        columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True, disable=not (self.leader and os.isatty(2))) as bar:
-            task = bar.add_task(self.name, total=self.budget.steps or 1000)
+        with Progress() as report:
             while self.progress < 1.0 and self.step != stop_after:
                 yield self.step
                 self.step += 1
                 elapsed = before + time.monotonic() - started
                 self.elapsed = self.agree(elapsed) if self.agree else elapsed
-                bar.update(task, completed=self.step if self.budget.steps else round(1000 * self.progress))
+                if self.leader:
+                    report(self.name, self.step if self.budget.steps else self.progress, self.budget.steps or 1.0)
                 if time.monotonic() - saved > self.save_every:
                     self.save()
                     saved = time.monotonic()
@@ -120,9 +119,8 @@ class Run:
         if not self.leader:
             return
         parts = {key: p.weights if isinstance(p, Ema) else p.state_dict() for key, p in self.parts.items()}
-        draft = self.checkpoint.with_suffix(".part")
-        torch.save({"step": self.step, "elapsed": self.elapsed, **parts}, draft)
-        draft.replace(self.checkpoint)
+        with whole_file(self.checkpoint) as part:
+            torch.save({"step": self.step, "elapsed": self.elapsed, **parts}, part)
 
     def log(self, **figures: float | str | dict[str, float]) -> None:
         """Add a line to the run's log, and show it."""

@@ -7,10 +7,10 @@ from faceteer_trainer.cli.jobs import Job, run_job
 # In the order in which a corpus becomes a served library.
 JOBS = {
     "embed": Job("faceteer_trainer.cli.corpus", "a folder, tar shards or Parquet of pictures to embedding shards"),
-    "train-sae": Job("faceteer_trainer.sae.train_command", "train a sparse autoencoder on embedding shards"),
-    "evaluate-sae": Job("faceteer_trainer.sae.evaluate_command", "measure one or several SAEs on a corpus"),
-    "import-sae": Job("faceteer_trainer.formats.import_command", "an SAE in a published file format to a bundle's"),
-    "export-sae": Job("faceteer_trainer.formats.export_command", "a bundle's SAE to a file format that others read"),
+    "train-sae": Job("faceteer_trainer.cli.train_sae", "train a sparse autoencoder on embedding shards"),
+    "evaluate-sae": Job("faceteer_trainer.cli.evaluate_sae", "measure one or several SAEs on a corpus"),
+    "import-sae": Job("faceteer_trainer.cli.import_sae", "an SAE in a published file format to a bundle's"),
+    "export-sae": Job("faceteer_trainer.cli.export_sae", "a bundle's SAE to a file format that others read"),
     "build-library": Job("faceteer_trainer.cli.library", "a feature library from a corpus"),
     "label-library": Job("faceteer_trainer.cli.labels", "name a library's features, and score every name"),
     "draw-icons": Job("faceteer_trainer.cli.icons", "draw what turning each feature up causes"),

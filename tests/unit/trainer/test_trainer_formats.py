@@ -18,7 +18,7 @@ from faceteer_sae.weights import SaeWeights, write_weights
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats import dictionary_learning, published, saelens, sparsify
-from faceteer_trainer.formats.import_command import read
+from faceteer_trainer.formats.registry import read
 from safetensors.torch import save_file
 from unit.sae.random_sae import Pair, random_sae, write_sae
 

@@ -18,7 +18,7 @@ from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import CorpusCard, Shard, write_embeds
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats.conversions import with_input_shift
-from faceteer_trainer.formats.import_command import read
+from faceteer_trainer.formats.registry import read
 from safetensors.torch import save_file
 
 D, N, K = 32, 64, 8

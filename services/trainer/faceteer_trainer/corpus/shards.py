@@ -10,16 +10,13 @@ Rows are numbered over all shards, in the order of corpus.json.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import mmap
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,38 +29,11 @@ CARD = "corpus.json"
 FORMAT = 1
 _DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _CODES = {"float16": "F16", "float32": "F32"}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def shard_name(number: int) -> str:
     """The file name of a corpus' shard."""
     return f"embeds-{number:05d}.safetensors"
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is at `path` when all of it is on the disk, and nowhere when anything went wrong.
-
-    Raises:
-        JobError: the disk is full, or may not be written to.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            fix = "make room" if error.errno in _FULL else "mend that"
-            raise JobError(
-                f"{path}: could not be written ({error.strerror}); {fix} and run the same command again: what is done "
-                "is kept"
-            ) from None
-        raise
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`faceteer_trainer import-sae --from saelens --file DIR --out DIR`: any published format to a bundle's SAE."""
+"""`python -m faceteer_trainer import-sae --from saelens --file DIR --out DIR`: any published format to a bundle's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from faceteer_sae.weights import SaeWeights, write_weights
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked, writing
-from faceteer_trainer.formats import dictionary_learning, published, saelens, sparsify
 from faceteer_trainer.formats.measuring import measure_import
-
-FORMATS = ("published", "saelens", "dictionary-learning", "sparsify")
+from faceteer_trainer.formats.registry import FORMATS, read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,12 +81,3 @@ def _encoder_of(directory: Path, sae: SaeWeights, file: Path) -> str:
             "trained on another encoder"
         )
     return encoder.revision
-
-
-def read(format: str, path: Path, *, any_checksum: bool = False, activation_scale: float | None = None) -> SaeWeights:
-    """An SAE in one of :data:`FORMATS`. Raises JobError."""
-    if format == "published":
-        return published.read(path, any_checksum=any_checksum)
-    if format == "saelens":
-        return saelens.read(path, activation_scale=activation_scale)
-    return dictionary_learning.read(path) if format == "dictionary-learning" else sparsify.read(path)

@@ -1,4 +1,4 @@
-"""`faceteer_trainer export-sae --sae DIR --to saelens --out DIR`: a bundle's SAE to a published format."""
+"""`python -m faceteer_trainer export-sae --sae DIR --to saelens --out DIR`: a bundle's SAE to a published format."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from pathlib import Path
 from faceteer_sae.weights import read_weights
 
 from faceteer_trainer.files import writing
-from faceteer_trainer.formats import dictionary_learning, published, saelens, sparsify
-from faceteer_trainer.formats.import_command import FORMATS
-
-_WRITERS = {
-    "published": published.write,
-    "saelens": saelens.write,
-    "dictionary-learning": dictionary_learning.write,
-    "sparsify": sparsify.write,
-}
+from faceteer_trainer.formats.registry import FORMATS, WRITERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,4 +24,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Convert, and say where it is."""
     sae = read_weights(arguments.sae or arguments.bundle / "sae")
     with writing(arguments.out):
-        print(_WRITERS[arguments.format](sae, arguments.out))
+        print(WRITERS[arguments.format](sae, arguments.out))

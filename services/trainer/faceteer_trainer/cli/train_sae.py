@@ -12,6 +12,7 @@ from faceteer_runtime.files import write_json
 from torch.utils.tensorboard import SummaryWriter
 
 from faceteer_trainer.budget import Budget
+from faceteer_trainer.cli.jobs import positive
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
@@ -30,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--corpus", type=Path, required=True, help="folder that embed made")
     add("--out", type=Path, required=True, help="folder for the SAE; a run that was killed goes on")
     add("--architecture", choices=ARCHITECTURES, default="batchtopk", help="default: batchtopk")
-    add("--d-sae", type=_positive, metavar="N", help="latents; 8 times the embedding's length by default")
-    add("--k", type=_positive, default=_LOSS.k, help="firings a picture; jumprelu aims at it, standard ignores it (32)")
+    add("--d-sae", type=positive, metavar="N", help="latents; 8 times the embedding's length by default")
+    add("--k", type=positive, default=_LOSS.k, help="firings a picture; jumprelu aims at it, standard ignores it (32)")
     add("--l1", type=float, default=_LOSS.l1, help="standard: weight of the sum over batch and latents (4e-5)")
     add("--l0-weight", type=float, default=_LOSS.l0_weight, help="jumprelu: weight of the squared relative miss of k")
     add("--bandwidth", type=float, default=_LOSS.bandwidth, help="jumprelu: width of the kernel")
@@ -52,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps between resets of dead latents onto what is not explained; 0: never",
     )
     add("--hold-b-dec", action="store_true", help="keep b_dec at the corpus' mean")  # fmt: skip
-    add("--steps", type=_positive, help="how many (10000); reproducible to the bit")
+    add("--steps", type=positive, help="how many (10000); reproducible to the bit")
     add("--minutes", type=float, help="how long instead, on this machine")
-    add("--batch", type=_positive, default=_SETTINGS.batch, help=f"rows a step ({_SETTINGS.batch})")
+    add("--batch", type=positive, default=_SETTINGS.batch, help=f"rows a step ({_SETTINGS.batch})")
     add("--lr", type=float, default=_SETTINGS.rate, help=f"peak learning rate ({_SETTINGS.rate})")
     add("--warmup", type=int, default=_SETTINGS.warmup, help=f"steps ({_SETTINGS.warmup})")
     add("--decay", type=float, default=_SETTINGS.decay, help=f"share of the budget, at its end ({_SETTINGS.decay})")
     add("--aux-k", type=int, default=_LOSS.aux_k, help=f"dead latents that explain the rest, a row ({_LOSS.aux_k})")
-    add("--dead-after", type=_positive, default=_SETTINGS.dead_after, help="rows without a firing (50000)")
+    add("--dead-after", type=positive, default=_SETTINGS.dead_after, help="rows without a firing (50000)")
     add("--clip-norm", type=float, default=_SETTINGS.clip_norm, help="of the gradient (1); 0: none")
     add("--bf16", action="store_true", help="matrix products in bfloat16")
     add("--kernels", choices=("auto", "sparse", "dense"), default="auto", help="auto: by what was measured")
@@ -67,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the saved weights")
     add("--checkpoint-minutes", type=float, default=5.0)
-    add("--statistics-rows", type=_positive, default=100_000, help="rows that the features are measured on (100000)")
-    add("--log-every", type=_positive, default=50, help="steps (50)")
+    add("--statistics-rows", type=positive, default=100_000, help="rows that the features are measured on (100000)")
+    add("--log-every", type=positive, default=50, help="steps (50)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -166,13 +167,6 @@ def _leave(trainer: Trainer, corpus: EmbeddingCorpus, arguments: argparse.Namesp
     for name, value in figures.items():
         board.add_scalar(f"final/{name}", value, trainer.step)
     print(f"{arguments.out}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _shares(text: str) -> tuple[float, ...]:

@@ -12,12 +12,12 @@ import torch
 from faceteer_runtime.bundle import Bundle
 from faceteer_runtime.files import write_json, write_text
 from rich.console import Console
-from rich.table import Table
 
+from faceteer_trainer.cli.jobs import positive
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
-from faceteer_trainer.sae import comparison_plot
+from faceteer_trainer.sae import comparison_report
 from faceteer_trainer.sae.autoencoder import Autoencoder
 from faceteer_trainer.sae.comparison import evaluate
 from faceteer_trainer.sae.sampling import permuted
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="for results.json, comparison.md and comparison.png")
     add("--judge-corpus", type=Path, metavar="DIR", help="the same pictures embedded by another encoder, which says "
         "how alike two pictures are; without it the SAE's own encoder does")  # fmt: skip
-    add("--rows", type=_positive, default=50_000, help="from all over the corpus, the same for every SAE (50000)")
+    add("--rows", type=positive, default=50_000, help="from all over the corpus, the same for every SAE (50000)")
     add("--ms-rows", type=_not_negative, default=10_000, help="of these, for monosemanticity (10000); 0: none")
     add("--ms-least", type=_at_least_two, default=10, help="firings in them that a feature needs for a score (10)")
     add("--seed", type=int, default=0, help="of the choice of rows")
@@ -64,10 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
             "saes": results,
         }
         write_json(arguments.out / "results.json", report)
-        write_text(arguments.out / "comparison.md", _markdown(report))
-        comparison_plot.draw(results, f"{corpus.card.name}, {len(indices):,} pictures", arguments.out)
+        write_text(arguments.out / "comparison.md", comparison_report.as_markdown(report))
+        comparison_report.draw(results, f"{corpus.card.name}, {len(indices):,} pictures", arguments.out)
     # Wide enough for every column, whatever it is printed to.
-    Console(width=max(console.width, 132)).print(_table(report))
+    Console(width=max(console.width, 132)).print(comparison_report.as_table(report))
     print(f"{arguments.out}: results.json, comparison.md, comparison.png")
 
 
@@ -159,73 +159,6 @@ def _named(directories: list[Path]) -> dict[str, Path]:
             name, number = f"{name.rsplit(' #', 1)[0]} #{number}", number + 1
         found[name] = directory
     return found
-
-
-_HEAD = ("SAE", "architecture", "features", "L0", "L0 p5-p95", "explained variance", "cosine", "MSE", "dead", "MS")
-
-
-def _cells(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
-    """One row of the table."""
-    ms = figures["monosemanticity"]
-    return (
-        name,
-        figures["architecture"],
-        f"{figures['d_sae']:,}",
-        f"{figures['l0']:.1f}",
-        f"{figures['l0_quantiles']['p05']:.0f}-{figures['l0_quantiles']['p95']:.0f}",
-        f"{figures['explained_variance']:.4f}",
-        f"{figures['cosine']:.4f}",
-        f"{figures['mse']:.4g}",
-        f"{figures['dead_share']:.1%}",
-        "-" if ms is None or ms["mean"] is None else f"{ms['mean']:.3f}",
-    )
-
-
-def _anchors(report: dict[str, Any]) -> str:
-    """What the figures are to be held against, in a sentence or two."""
-    first = next(iter(report["saes"].values()))
-    said = (
-        f"MSE if every reconstruction were zero {first['mse_zero_ablation']:.4g}, if it were the mean embedding "
-        f"{first['mse_mean_ablation']:.4g}. A feature is dead if it fires on none of the {report['rows']:,} pictures."
-    )
-    if (ms := first["monosemanticity"]) is not None:
-        said += (
-            f" MS: mean over features with at least {ms['least_firings']} firings in the sample; similarity by "
-            f"{report['similarity']}; two pictures at random: {ms['chance']:.3f}."
-        )
-    return said
-
-
-def _table(report: dict[str, Any]) -> Table:
-    table = Table(caption=_anchors(report), caption_justify="left")
-    for number, head in enumerate(_HEAD):
-        table.add_column(head, justify="left" if number < 2 else "right", no_wrap=True)
-    for name, figures in report["saes"].items():
-        table.add_row(*_cells(name, figures))
-    return table
-
-
-def _markdown(report: dict[str, Any]) -> str:
-    corpus = report["corpus"]
-    lines = [
-        f"# SAEs on {corpus['name']}",
-        "",
-        f"{report['rows']:,} of {corpus['rows']:,} pictures, embeddings of encoder {corpus['encoder_revision']}.",
-        "",
-        "| " + " | ".join(_HEAD) + " |",
-        "|---|---|" + "---:|" * (len(_HEAD) - 2),
-        *("| " + " | ".join(_cells(name, figures)) + " |" for name, figures in report["saes"].items()),
-        "",
-        _anchors(report),
-        "",
-        "![Explained variance against L0](comparison.png)",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _positive(text: str) -> int:
-    return _at_least(text, 1)
 
 
 def _not_negative(text: str) -> int:
