@@ -21,6 +21,7 @@ from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
+from faceteer_trainer.library import measure, writing
 from faceteer_trainer.library.measure import BuildSettings
 from faceteer_trainer.library.run import build_library
 from tiny_bundle import N_FEATURES
@@ -90,6 +91,19 @@ def test_rare_features_partners_are_estimated_from_samples_as_well_as_counted(co
     assert len(both) > 20
     overlap = [len(set(counted[f]) & set(estimated[f])) / len(set(counted[f]) | set(estimated[f])) for f in both]
     assert np.mean(overlap) > 0.3
+
+
+def test_a_library_is_the_same_however_small_the_blocks_it_is_made_by(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, settings = tmp_path / "whole", BuildSettings(common=8)
+    shutil.copytree(corpus.bundle, whole)
+    build_library(corpus.directory, whole, settings)
+    monkeypatch.setattr(measure, "_ROWS", 64)
+    monkeypatch.setattr(measure, "_HELD", 2000)
+    monkeypatch.setattr(writing, "_CHOSEN_AT_ONCE", 7)
+    build_library(corpus.directory, corpus.bundle, settings)
+    assert _dump(corpus.bundle) == _dump(whole)
 
 
 def test_a_bundle_with_its_new_library_is_served(corpus: Corpus) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from faceteer_runtime.bundle import Bundle
+from faceteer_sae.model import SparseAutoencoder
+from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.labels import naming
 from faceteer_trainer.labels.naming import name_features, strong_pictures
 from faceteer_trainer.labels.quality import sae_figures
-from faceteer_trainer.labels.sample import Side
+from faceteer_trainer.labels.sample import Side, take_sample
 from faceteer_trainer.labels.scores import agree, balanced_sample, best_threshold, causal_score, detect
 from faceteer_trainer.library.templates import least_in_common, template_of
 from scipy import sparse
+from tiny_corpus import D, write_corpus
 
 
 def test_the_causal_score_is_what_is_done_by_hand() -> None:
@@ -151,11 +157,56 @@ def test_features_beyond_one_block_are_named_for_their_own_pictures(monkeypatch:
 
 
 def test_the_strong_pictures_of_a_feature_are_those_from_half_its_p99_on_strongest_first() -> None:
-    values = np.array([1.0, 0.2, 0.5, 0.49, 0.9, 0.8])
-    pictures = side(np.zeros((7, 1)), np.append(values, 0.0)[:, None] / np.quantile(values, 0.99))
-    assert strong_pictures(pictures, 0).tolist() == [0, 4, 5, 2]
+    # The 99th percentile of what fires is 1.
+    pictures = side(np.zeros((9, 1)), np.array([0.5, 1, 0.49, 1, 0.75, 1, 1, 1, 0])[:, None])
+    assert strong_pictures(pictures, 0).tolist() == [1, 3, 5, 6, 7, 4, 0]
     few = side(np.zeros((7, 1)), np.array([1, 1, 1, 1, 0, 0, 0.0])[:, None])
     assert strong_pictures(few, 0).tolist() == []
+
+
+def test_a_name_must_stand_out_and_tell_weak_firings_too() -> None:
+    rng = np.random.default_rng(5)
+    embeds, acts = 0.3 * rng.standard_normal((400, 4)), np.zeros((400, 2))
+    acts[:100, 0] = np.repeat([1.0, 0.2], [20, 80])
+    embeds[:20, 0] += 2.0  # a cat, where it fires strongly: z 5, and chance elsewhere
+    embeds[:100, 3] += 1.2  # snow, wherever it fires: z less than 3, but every picture is told
+    acts[200:260, 1] = 1.0
+    embeds[200:260, 2] += 0.35  # a red boat: tells well, but hardly stands out
+    pictures = side(embeds, acts)
+    found = name_features(pictures, Space(), np.array([0, 1]), 0.5, 0.55)  # type: ignore[arg-type]
+    assert found[0].label == "snow"
+    assert found[1].label == "red boat"
+    assert 0.8 < found[1].z < 1.2
+    assert 1 not in name_features(pictures, Space(), np.array([0, 1]), 1.2, 0.55)  # type: ignore[arg-type]
+    assert 1 not in name_features(pictures, Space(), np.array([0, 1]), 0.5, 0.95)  # type: ignore[arg-type]
+
+
+def test_a_sample_has_two_sides_that_no_picture_ever_changes(tiny_bundle: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    # More than the 4,096 that are encoded at a time.
+    embeds = rng.standard_normal((5000, D)).astype(np.float32)
+    revision = Bundle.open(tiny_bundle).part("encoder").revision
+    write_corpus(tmp_path / "corpus", embeds, revision)
+    corpus, sae = EmbeddingCorpus.open(tmp_path / "corpus"), SparseAutoencoder.load(tiny_bundle / "sae")
+    sample = take_sample(corpus, sae, 5000)
+    making, judging = set(sample.making.rows.tolist()), set(sample.judging.rows.tolist())
+    assert making | judging == set(range(5000))
+    assert not making & judging
+    assert 0.57 < len(making) / 5000 < 0.63
+    np.testing.assert_allclose(sample.mean, embeds.mean(0), atol=1e-5)
+    for part in (sample.making, sample.judging):
+        centred = embeds[part.rows] - embeds.mean(0)
+        np.testing.assert_allclose(part.embeds, centred / np.linalg.norm(centred, axis=1, keepdims=True), atol=1e-5)
+        for place in (0, len(part.rows) - 1):
+            (active,) = sae.encode(embeds[part.rows[place] : part.rows[place] + 1])
+            row = part.acts[place].tocoo()
+            assert dict(zip(row.col.tolist(), row.data, strict=True)) == pytest.approx(
+                dict(zip(active.top_indices.tolist(), active.top_acts, strict=True)), rel=1e-4
+            )
+    few = take_sample(corpus, sae, 50)
+    assert len(few.making.rows) + len(few.judging.rows) == 50
+    assert set(few.making.rows.tolist()) <= making
+    assert set(few.judging.rows.tolist()) <= judging
 
 
 def test_the_figures_of_an_sae_are_what_is_done_by_hand() -> None:
