@@ -34,6 +34,8 @@ class FakeLibrary(library_pb2_grpc.LibraryServiceServicer, FakePart):
 
     #: Sent with every example in place of the small grey picture.
     thumbnail = b""
+    #: Features that the caller may not see.
+    gated: frozenset[int] = frozenset()
     #: Whether captions try to be markup.
     hostile = False
 
@@ -60,8 +62,15 @@ class FakeLibrary(library_pb2_grpc.LibraryServiceServicer, FakePart):
     def BatchGetFeatures(self, request: Any, context: grpc.ServicerContext) -> library_pb2.BatchGetFeaturesResponse:
         self._enter("BatchGetFeatures", request, context)
         with self._failing(context):
-            features = [self._feature(self._resolve(ref)) for ref in request.features]
-            return library_pb2.BatchGetFeaturesResponse(features=features)
+            answer = library_pb2.BatchGetFeaturesResponse()
+            for place, ref in enumerate(request.features):
+                if request.allow_missing and ref.index in self.gated:
+                    answer.missing.append(place)
+                    continue
+                if ref.index in self.gated:
+                    raise Failure(Fault("NOT_FOUND", "UNKNOWN_FEATURE", f"no feature {ref.index}"))
+                answer.features.append(self._feature(self._resolve(ref)))
+            return answer
 
     def ListFeatures(self, request: Any, context: grpc.ServicerContext) -> library_pb2.ListFeaturesResponse:
         self._enter("ListFeatures", request, context)

@@ -417,3 +417,16 @@ def test_an_edit_says_which_models_it_was_made_for(either: Any, server: FakeServ
     either.open(BOAT).edit(recipe).render(seed=1)
     sent = server.calls[-1][1].expected_revisions
     assert (sent.encoder, sent.sae, sent.generator) == ("enc0", "sae0", "gen0")
+
+
+def test_a_difference_names_what_the_caller_may_see_and_leaves_gated_features_without_a_name(
+    either: Any, server: FakeServer
+) -> None:
+    photo, other = either.open(BOAT, max_features=1), either.open(png(0, 0, 0, 90, 0, 0), max_features=1)
+    server.gated = frozenset({4})
+    difference = either.diff(photo, other, coverage=1.0)
+    names = {feature.index: feature.name for feature in difference.features}
+    assert (names[3], names[4], names[5]) == ("night", "#4", "snow")
+    assert server.names().count("BatchGetFeatures") == 1
+    with pytest.raises(faceteer.UnknownFeatureError):
+        either.features.many([3, 4])

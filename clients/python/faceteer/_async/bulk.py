@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 #: as "nan"; or a function of (index, error), after which the row is skipped.
 OnError: TypeAlias = "Literal['raise', 'skip', 'nan'] | Callable[[int, FaceteerError], Any]"
 
-# A stream is renewed now and then, so that its deadline bounds waiting and not work, and a draining server is let go.
+# A stream is renewed now and then, so that its deadline bounds waiting rather than work and a draining server can stop.
 _PICTURES_A_STREAM = 4096
 _SLOW_START = 2
 
 
 class AsyncBulk:
-    """Pictures under way: at most 2 * ``batch_size`` are read and not answered for good."""
+    """A bulk encoding: at most 2 * ``batch_size`` pictures are read and still without their final answer."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class AsyncBulk:
         self._next = 0
         self._exhausted = False
         self._answered = 0
-        # Read and not answered for good: what a new stream sends again. The subset on the current stream is in flight.
+        # Read, without a final answer: what a new stream sends again. Those sent on the current stream are in flight.
         self._pending: dict[int, bytes] = {}
         self._in_flight: set[int] = set()
         self._item_tries: dict[int, Attempts] = {}

@@ -15,7 +15,7 @@ from faceteer._async.editing import AsyncEdit
 from faceteer._async.encoding import AsyncEncoder
 from faceteer._async.features import AsyncFeatureLibrary
 from faceteer._async.photo import AsyncPhoto
-from faceteer._errors import FaceteerError, UnknownFeatureError, invalid
+from faceteer._errors import FaceteerError, invalid
 from faceteer._models.difference import Difference, FeatureDifference
 from faceteer._models.edits import FeatureEdit
 from faceteer._models.photo import OpenedPhoto
@@ -55,7 +55,7 @@ def connect_async(
             it anywhere but on one machine: it travels as metadata.
 
     Raises:
-        InvalidArgumentError: the address is none, timeout or retries are negative, or the key cannot travel.
+        InvalidArgumentError: address, timeout, retries or access_key cannot be used.
     """
     endpoint = Endpoint.of(address, tls, metadata, access_key)
     return AsyncClient(AsyncConnection(endpoint, Retries.of(retries), Timeouts.of(timeout)))
@@ -108,12 +108,12 @@ class AsyncClient(AsyncEncoder):
         max_features: int = 1000,
         timeout: float | None = None,
     ) -> AsyncPhoto:
-        """A photo that was never taken: the embedding that the bundle's prior imagines for a text, opened.
+        """Opens the image embedding that the bundle's prior generates for a text: a photo without a picture.
 
         Args:
             prompt: what should be in it.
             negative_prompt: what to steer away from.
-            seed: of the prior's noise; another seed imagines another picture.
+            seed: of the prior's noise; another seed gives another embedding.
             steps: the prior's denoising steps; 25 when left out.
             guidance_scale: the prior's; 4 when left out.
             max_features: how many of the strongest features to keep; 0 keeps all.
@@ -135,7 +135,7 @@ class AsyncClient(AsyncEncoder):
             guidance_scale=checked.guidance_scale,
         )
         answer = await self._connection.call(EMBED_PROMPT, request, attempts)
-        # The values are kept, so a server that lets the embedding go is handed them rather than asked to imagine anew.
+        # The values are kept, so a server that no longer has the embedding gets them back instead of running the prior.
         source = studio_pb2.ImageInput(embeds=answer.embedding.embeds)
         words = " ".join(prompt.split())
         name = words if len(words) <= 60 else words[:59] + "…"
@@ -169,8 +169,8 @@ class AsyncClient(AsyncEncoder):
 
         answer = await self._connection.call_with_photos(DIFF_FEATURES, request, [source, target], attempts)
         labels = {feature.index: feature.label for each in (source, target) for feature in each.features}
-        missing = [edit.feature.index for edit in answer.edits if edit.feature.index not in labels]
-        labels |= await self._labels(missing, attempts.remaining)
+        unknown = [edit.feature.index for edit in answer.edits if edit.feature.index not in labels]
+        labels |= await self.features._labels(unknown, attempts)
         edits = tuple(FeatureEdit.from_proto(edit, labels.get(edit.feature.index, "")) for edit in answer.edits)
         features = tuple(
             FeatureDifference(
@@ -225,7 +225,7 @@ class AsyncClient(AsyncEncoder):
         return ServerStatus.from_proto(answer, address=self.address, health=health, round_trip=round_trip)
 
     async def close(self) -> None:
-        """Cancels what is under way and lets the connection go."""
+        """Cancels running calls and closes the connection."""
         await self._connection.transport.close()
 
     async def __aenter__(self) -> Self:
@@ -254,20 +254,8 @@ class AsyncClient(AsyncEncoder):
         answer = await self._connection.call(OPEN_IMAGE, request, attempts)
         return AsyncPhoto(self._connection, OpenedPhoto.from_proto(answer, name=name, data=data))
 
-    async def _labels(self, indices: list[int], timeout: float | None) -> dict[int, str]:
-        """The library's labels. It knows nothing of features that the operator gates, and refuses a batch with one of
-        them: halves are asked for until only those are left, and they stay without a label."""
-        try:
-            found = await self.features.many(indices, timeout=timeout or None)
-        except UnknownFeatureError:
-            if len(indices) == 1:
-                return {}
-            half = len(indices) // 2
-            return await self._labels(indices[:half], timeout) | await self._labels(indices[half:], timeout)
-        return {feature.index: feature.label for feature in found}
-
     async def _health(self, service: str, attempts: Attempts) -> str:
-        """One service's health; asked once, since a failure is an answer too."""
+        """One service's health, without retries: a failure is an answer too."""
         request = wrappers_pb2.StringValue(value=f"faceteer.v1.{service.capitalize()}Service")
         try:
             answer = await self._connection.transport.unary(HEALTH_CHECK, request, attempts.remaining)

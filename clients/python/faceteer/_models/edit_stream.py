@@ -64,7 +64,7 @@ class EditStream:
         )
 
     def take(self, message: studio_pb2.EditImageResponse) -> EditEvent | None:
-        """Takes one message in; its event, or None where an earlier try told it already. Decodes pictures."""
+        """One message's event, or None if an earlier try reported it. Decodes pictures."""
         kind = message.WhichOneof("event")
         if kind == "edited":
             return self._edited(message.edited)

@@ -70,7 +70,7 @@ class FeatureStatistics:
         causal_score: how much more what it causes looks like the label; None when not measured.
         histogram: None in lists.
         detection_balanced_accuracy: the same as detection_score as the mean of the shares of firing and of silent
-            pictures that are told rightly; None when not measured.
+            pictures that are classified correctly; None when not measured.
     """
 
     alive: bool
@@ -143,7 +143,7 @@ class FeatureFacts(Named):
         label_source: who says so.
         statistics: how it behaves on the corpus.
         coactivating: fire together with it; score is the lift. Empty in lists, as the next two.
-        rivals: hardly ever do; score is the lift.
+        rivals: rarely or never do; score is the lift.
         nearest: closest decoder directions; score is the cosine.
         safety_class: the operator's; empty for none.
         score: how well it fits the search that found it; None otherwise.

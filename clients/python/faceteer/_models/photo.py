@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class OpenedPhoto:
-    """An opened picture. All but ``inline`` stays as it was; ``embeds`` are made anew when the server lost them.
+    """An opened picture. Only opening it again changes it: ``embeds``, ``embedding_id`` and ``inline``.
 
     Attributes:
         name: what to call it in front of people.
         data: the whole file; None for a photo opened from an embedding or a prompt.
         inline: send the values rather than the id, because the server has let the id go once.
-        prompt: the text that it was imagined for; empty for all others.
+        prompt: the text that its embedding was generated from; empty for all others.
     """
 
     name: str

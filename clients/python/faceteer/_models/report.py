@@ -1,4 +1,4 @@
-"""What an edit did: before, requested, achieved, and the drift of the rest."""
+"""What an edit did: activations before, requested and achieved, and the drift of the other features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EditOutcome(Named):
         operation: as requested; "ablate" for a rival that a "switch" turned off.
         before: f_i(x), on the unedited embedding.
         requested: v_i.
-        achieved: f_i(x'), by encoding the edited embedding anew; None when not measured.
+        achieved: f_i(x'), by encoding the edited embedding again; None when not measured.
         rival_of: the feature whose "switch" turned this rival off, or None.
     """
 
@@ -69,7 +69,7 @@ class EditReport(Shown):
         outcomes: one for each edit in its order, then one for each rival that a "switch" turned off.
         delta_norm: ||x' - x||, in the embedding's units.
         cosine: cos(x, x').
-        measured: whether x' was encoded anew; ``drift`` is None and ``drifted`` empty when not.
+        measured: whether x' was encoded again; ``drift`` is None and ``drifted`` empty when not.
         drift: ||f_rest(x') - f_rest(x)|| / ||f_rest(x)|| over the features that were not edited.
         drifted: the features that were not edited and moved most, largest move first.
         warnings: an embedding unlike those the SAE was trained on, an edit far outside a feature's range …
@@ -161,7 +161,7 @@ class EditReport(Shown):
         return [f"{n} rival{' was' if n == 1 else 's were'} off already."] if n else []
 
     def drift_sentence(self) -> str:
-        """The drift of the rest in words."""
+        """The drift of the other features in words."""
         if self.drift is None:
             return "The drift of the other features was not measured."
         moved = "; moved most (raw):" if self.drifted else "."

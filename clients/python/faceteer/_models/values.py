@@ -45,7 +45,7 @@ class Revisions:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something worth knowing though the call succeeded: ``code`` for programs, ``message`` for people."""
+    """A warning that came with a successful call: ``code`` for programs, ``message`` for people."""
 
     code: str
     message: str
@@ -87,7 +87,7 @@ class DrawingOptions(TypedDict, total=False):
         keep_layout: keep the layout of the photo, whose bytes are sent along: "inversion" starts from the noise that
             draws the photo again (needs "ddim", which it sets), "image_to_image" from the photo with part of the noise
             added; "none" from pure noise, whatever the edit or recipe says.
-        strength: for "image_to_image": how much is drawn anew, in (0, 1]; 0.7 when left out.
+        strength: for "image_to_image": how much is redrawn, in (0, 1]; 0.7 when left out.
     """
 
     steps: int | None
@@ -109,7 +109,7 @@ class Settings:
         size: (width, height) in pixels.
         scheduler: the noise scheduler's name.
         keep_layout: keep the photo's layout by "inversion" or "image_to_image"; None or "none" draws from pure noise.
-        strength: for "image_to_image": how much is drawn anew, in (0, 1]; the server's 0.7 when left out.
+        strength: for "image_to_image": how much is redrawn, in (0, 1]; the server's 0.7 when left out.
 
     Raises:
         InvalidArgumentError: names the attribute at fault.

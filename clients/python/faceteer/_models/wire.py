@@ -31,7 +31,7 @@ def word(enum: Any, number: int) -> str:
 
 
 def number(enum: Any, word: str) -> Any:
-    """ "set" as EDIT_OPERATION_SET. Raises ValueError for a word that is none of its own."""
+    """ "set" as EDIT_OPERATION_SET. Raises ValueError for an unknown word."""
     return enum.Value(_prefix(enum) + word.upper())
 
 

@@ -71,7 +71,7 @@ class Edit:
         return self._plus(FeatureEdit(feature, "ablate"))
 
     def switch(self, feature: FeatureKey, value: float = 1.0, *, unit: Unit = "scaled") -> Self:
-        """The activation becomes ``value``, and the feature's rivals (those that hardly ever fire with it) become 0."""
+        """The activation becomes ``value``, and the feature's rivals (which rarely or never fire with it) become 0."""
         return self._plus(FeatureEdit(feature, "switch", value, unit))
 
     def extend(self, edits: Iterable[FeatureEdit]) -> Self:
@@ -90,10 +90,10 @@ class Edit:
         return self._changed(settings=self._plan.settings.overlaid(given))
 
     def report(self, *, measure: bool = True, timeout: float | None = None) -> EditReport:
-        """Applies the edit without drawing: before, requested, achieved, and the drift of the rest.
+        """Applies the edit without drawing: before, requested, achieved, and the drift of the other features.
 
         Args:
-            measure: encode the edited embedding anew, for what was achieved and the drift.
+            measure: encode the edited embedding again, to measure what was achieved and the drift.
             timeout: seconds.
         """
         known = self._plan.outcome.report
@@ -250,7 +250,7 @@ class Edit:
                 yield event
 
     def _events(self, edit: EditStream, attempts: Attempts) -> Generator[EditEvent, None, None]:
-        """One edit's stream with retries: what was reported or drawn already is neither asked for nor told again."""
+        """One edit's stream with retries: nothing is requested or reported twice."""
         noise_lost = False
         while True:
             try:
@@ -273,7 +273,7 @@ class Edit:
                     raise
                 noise_lost = True
             except FaceteerError as error:
-                if edit.complete:  # all is there, only the farewell was lost
+                if edit.complete:  # every picture arrived; only Finished was lost
                     yield Finished(None)
                     return
                 sleep(attempts.pause(error))

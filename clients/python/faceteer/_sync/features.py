@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, SupportsIndex, Unpack, overload
@@ -89,17 +89,17 @@ class Feature:
 
     @property
     def coactivating(self) -> tuple[RelatedFeature, ...]:
-        """Features that fire together with it; score is the lift. Empty for a feature out of a list."""
+        """Features that fire together with it; score is the lift. Empty for a feature from a list."""
         return self._facts.coactivating
 
     @property
     def rivals(self) -> tuple[RelatedFeature, ...]:
-        """Features that hardly ever fire with it; score is the lift. Empty for a feature out of a list."""
+        """Features that rarely or never fire with it; score is the lift. Empty for a feature from a list."""
         return self._facts.rivals
 
     @property
     def nearest(self) -> tuple[RelatedFeature, ...]:
-        """Features with the closest decoder directions; score is the cosine. Empty for a feature out of a list."""
+        """Features with the closest decoder directions; score is the cosine. Empty for a feature from a list."""
         return self._facts.nearest
 
     @property
@@ -270,15 +270,8 @@ class FeatureLibrary:
 
     def many(self, features: Iterable[FeatureKey], *, timeout: float | None = None) -> FeatureList:
         """Many features in the order asked for, without histogram and relatives."""
-        refs = [feature_ref(feature) for feature in features]
-        attempts = self._attempts(timeout)
-        found = FeatureList()
-        for start in range(0, len(refs), _PAGE):
-            request = library_pb2.BatchGetFeaturesRequest(features=refs[start : start + _PAGE])
-            answer = self._connection.call(BATCH_GET_FEATURES, request, attempts)
-            found += [self._feature(FeatureFacts.from_proto(feature)) for feature in answer.features]
-        found.total = len(found)
-        return found
+        found = self._facts(features, self._attempts(timeout))
+        return FeatureList(map(self._feature, found))
 
     def search(
         self,
@@ -350,6 +343,23 @@ class FeatureLibrary:
         # Setting the same label twice is setting it once, so it may be retried like everything that only reads.
         answer = self._connection.call(SET_FEATURE_LABEL, request, self._attempts(timeout))
         return self._feature(FeatureFacts.from_proto(answer.feature))
+
+    def _facts(
+        self, features: Iterable[FeatureKey], attempts: Attempts, *, allow_missing: bool = False
+    ) -> Sequence[FeatureFacts]:
+        refs = [feature_ref(feature) for feature in features]
+        found: list[FeatureFacts] = []
+        for start in range(0, len(refs), _PAGE):
+            batch = refs[start : start + _PAGE]
+            request = library_pb2.BatchGetFeaturesRequest(features=batch, allow_missing=allow_missing)
+            answer = self._connection.call(BATCH_GET_FEATURES, request, attempts)
+            found += map(FeatureFacts.from_proto, answer.features)
+        return found
+
+    def _labels(self, indices: Iterable[int], attempts: Attempts) -> dict[int, str]:
+        """Labels by index; features that the operator gates, and the caller may not see, are left out."""
+        found = self._facts(indices, attempts, allow_missing=True)
+        return {feature.index: feature.label for feature in found}
 
     def _pages(
         self, narrowed: library_pb2.FeatureFilter, order: FeatureOrder, limit: int | None, timeout: float | None

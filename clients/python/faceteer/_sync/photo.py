@@ -109,7 +109,7 @@ class Photo:
 
     @property
     def prompt(self) -> str:
-        """The text that it was imagined for; empty when it was not made by :meth:`Client.embed_prompt`."""
+        """The prompt; empty for a photo that was not made by :meth:`Client.embed_prompt`."""
         return self._opened.prompt
 
     @property

@@ -48,7 +48,7 @@ class Transport(Calls):
         return stream
 
     async def close(self) -> None:
-        """Cancels what is under way."""
+        """Cancels running calls."""
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -80,7 +80,7 @@ class Stream(Generic[R]):
         return None if message is _EOF else message
 
     def write(self, message: Message) -> None:
-        """Queues a message; never blocks, so the caller bounds what is under way."""
+        """Queues a message; never blocks, so the caller bounds how many are in flight."""
         self._requests.put_nowait(message)
 
     def done_writing(self) -> None:
@@ -118,7 +118,7 @@ async def tell(callback: Callable[..., Any], *arguments: Any) -> None:
 
 
 def items_of(source: Any) -> Any:
-    """An iterator over an iterable or an async one. Raises TypeError when it is neither."""
+    """An iterator over an iterable or an async one. Raises TypeError for anything else."""
     return aiter(source) if hasattr(source, "__aiter__") else iter(source)
 
 

@@ -44,7 +44,7 @@ class Transport(Calls):
         return stream
 
     def close(self) -> None:
-        """Cancels what is under way."""
+        """Cancels running calls."""
         self._closed = True
         self._make().close()
 
@@ -68,7 +68,7 @@ class Stream(Generic[R]):
         return message
 
     def write(self, message: Message) -> None:
-        """Queues a message; never blocks, so the caller bounds what is under way."""
+        """Queues a message; never blocks, so the caller bounds how many are in flight."""
         self._requests.put(message)
 
     def done_writing(self) -> None:
@@ -104,7 +104,7 @@ def tell(callback: Callable[..., Any], *arguments: Any) -> None:
 
 
 def items_of(source: Any) -> Any:
-    """An iterator over an iterable. Raises TypeError when it is none."""
+    """An iterator over an iterable. Raises TypeError for anything else."""
     return iter(source)
 
 

@@ -85,7 +85,7 @@ class Retries:
         backoff = min(self.longest, self.first * self.factor**retry) * (0.5 + 0.5 * self._random())
         if asked is None:
             return backoff
-        # All who were turned away at once were told the same moment: spread them over a quarter more.
+        # Clients rejected at the same time got the same delay: spread them over another quarter of it.
         return max(backoff, asked * (1.0 + 0.25 * self._random()))
 
 
