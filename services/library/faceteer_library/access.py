@@ -38,7 +38,7 @@ class AccessPolicy:
 
     Args:
         classes: the safety classes that are gated; :data:`EVERY` for all.
-        keys: the secrets that open them; without any, nobody may.
+        keys: the secrets that open them; without any, gated features are hidden from everybody.
     """
 
     def __init__(self, classes: Iterable[str] = (EVERY,), keys: Iterable[str] = ()) -> None:

@@ -53,7 +53,7 @@ class LibraryEditor(LibraryDraft):
         if self.facts.get("version") != str(VERSION):
             self.discard()
             raise ValueError(
-                f"{self._path}: library version {self.facts.get('version')}, not {VERSION}; make it anew with"
+                f"{self._path}: library version {self.facts.get('version')}, not {VERSION}; build it again with"
                 " build-library"
             )
         # Full-text tables that earlier writers made and nothing reads.

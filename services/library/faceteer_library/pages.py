@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from faceteer_runtime.errors import InvalidField
 
 _MOST_ITEMS = 2**31 - 1  # total_size is an int32
-# Computed from another field, anew for every page, and so the same but for rounding.
+# Computed from another field for every page, so two pages may differ by rounding.
 _DERIVED = ("words_embeds",)
 
 

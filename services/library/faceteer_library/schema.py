@@ -26,7 +26,7 @@ CREATE TABLE features (
     safety_class TEXT NOT NULL,
     terms TEXT NOT NULL DEFAULT '[]'  -- other words that describe it, best first: a JSON list
 );
--- With row ids: without, SQLite keeps at most a quarter of a page beside the key, and each picture takes a page more.
+-- With row ids: WITHOUT ROWID keeps little of a row in the b-tree itself, and each picture would take a page more.
 CREATE TABLE thumbnails (sha256 BLOB PRIMARY KEY, webp BLOB NOT NULL);
 CREATE TABLE examples (
     feature INTEGER NOT NULL, selection TEXT NOT NULL, rank INTEGER NOT NULL,

@@ -24,7 +24,7 @@ class Found(NamedTuple):
     Attributes:
         places: int64 [k], places in the catalogue.
         scores: float64 [k], higher is better.
-        total: how many there are beside this page.
+        total: how many there are on all pages.
     """
 
     places: np.ndarray

@@ -294,7 +294,7 @@ class Store:
         return _Snapshot(catalogue, self._semantic.with_person_labels(extra) if self._semantic is not None else None)
 
     def _current(self) -> _Snapshot:
-        """What is shown now: made anew when a person's label has changed, in this process or in another."""
+        """What is shown now: rebuilt when a person's label has changed, in this process or in another."""
         with self._lock:
             if self._labels_connection is None:
                 if not self._labels_ready():

@@ -41,7 +41,7 @@ def build_with(settings: Sequence[ServiceSettings], resources: Resources) -> lis
     }
     local = {name: Local(name, service.register) for name, service in services.items()}
     studio, before_library = build_over(Ports(**local), resources)
-    # The library as the door's callers meet it; the studio itself asks the one behind.
+    # Callers get the library with these two methods replaced; the studio itself calls the original ones.
     handlers = local["library"].handlers | before_library
     generic = grpc.method_handlers_generic_handler(services["library"].name, handlers)
     services["library"] = replace(

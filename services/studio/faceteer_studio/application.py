@@ -35,7 +35,7 @@ from faceteer_studio.upstream_errors import at_our_field, from_status
 
 T = TypeVar("T")
 
-# An upstream may restart with another bundle; until this old, what it runs is not asked for again.
+# For how long what the services run is remembered; any of them may restart with another bundle.
 _FRESH_S = 5.0
 # BatchGetFeatures takes this many at once.
 _BATCH = 1000
@@ -143,7 +143,7 @@ class Studio:
                     firing_share=known[index].firing_share,
                 )
                 for index, activation, strength in zip(fired.indices, fired.activations, scaled, strict=True)
-                # Gated features are not listed; l0 counts them all the same.
+                # Gated features are not listed; l0 still counts them.
                 if index in known
             ],
             l0=encoding.l0,

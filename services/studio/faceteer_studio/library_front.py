@@ -18,7 +18,7 @@ from faceteer_studio.icons import Icons
 from faceteer_studio.ports import Call
 
 _log = logging.getLogger(__name__)
-# Searching by words alone is better than waiting longer for their meaning.
+# How long a search waits for the words' embedding before it matches words alone.
 _ENCODER_S = 2.0
 
 
@@ -77,7 +77,7 @@ class LibraryFront:
         return encoding.features
 
     async def _meaning(self, words: str, call: Call) -> tensor_pb2.Tensor | None:
-        """The words' text embedding; None, and the search goes by words alone, wherever there is none to be had."""
+        """The words' text embedding; None where there is none, and the search then matches words alone."""
         remaining = call.time_remaining()
         call = call.within(_ENCODER_S if remaining is None else min(_ENCODER_S, remaining / 2))
         try:
@@ -86,7 +86,7 @@ class LibraryFront:
                 return None
             answer = await call.ports.encoder.encode_texts(encoder_pb2.EncodeTextsRequest(texts=[words]), call)
         except FaceteerError as error:
-            _log.info("a search goes by words alone: %s", error.reason)
+            _log.info("a search matches words alone: %s", error.reason)
             return None
         (result,) = answer.results
         return result.embedding.embeds if result.WhichOneof("result") == "embedding" else None

@@ -9,7 +9,7 @@ from pydantic import Field
 
 
 class StudioSettings(ServiceSettings):
-    """The front door's own settings; it opens no bundle, its upstreams do."""
+    """The front door's own settings; it opens no bundle: the services it calls do."""
 
     needs_bundle: ClassVar[bool] = False
 
