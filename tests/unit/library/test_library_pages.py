@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 from faceteer.v1 import library_pb2, tensor_pb2
@@ -43,7 +45,18 @@ def test_the_token_is_empty_on_the_last_page_only() -> None:
     assert caught.value.field == "page_token"
 
 
-def test_what_is_computed_anew_for_every_page_does_not_bind_a_token() -> None:
+@pytest.mark.parametrize(("offset", "taken"), [(0, True), (2**31 - 1, True), (2**31, False), (-1, False)])
+def test_a_token_leads_to_a_place_that_a_list_can_have(offset: int, taken: bool) -> None:
+    digest = base64.urlsafe_b64decode(next_token(Request(), Page(0, 1), 2)).decode().split(".")[1]
+    request = Request(page_token=base64.urlsafe_b64encode(f"{offset}.{digest}".encode()).decode())
+    if taken:
+        assert read_page(request, default=50, most=1000).offset == offset
+    else:
+        with pytest.raises(InvalidField):
+            read_page(request, default=50, most=1000)
+
+
+def test_what_is_computed_again_for_every_page_does_not_bind_a_token() -> None:
     def activations(*values: float, indices: tuple[int, ...] = (1, 2)) -> library_pb2.SearchFeaturesRequest:
         features = tensor_pb2.SparseFeatures(indices=indices, activations=values, scaled=values)
         return library_pb2.SearchFeaturesRequest(activations=features)

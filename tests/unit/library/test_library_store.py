@@ -116,6 +116,25 @@ def test_an_unknown_label_comes_with_near_ones(store: Store) -> None:
     assert caught.value.metadata == {}
 
 
+def test_peoples_labels_are_suggested_beside_the_librarys_own(store: Store, tmp_path: Path) -> None:
+    labels = PersonLabels(tmp_path / "labels.sqlite")
+    labels.set(3, "nights", "ada")
+    labels.set(5, "lighthouse", "ada")
+    with pytest.raises(UnknownFeature) as caught:
+        store.resolve("nightss")
+    suggested = caught.value.metadata["nearest"].split(", ")
+    assert suggested[0] == "nights"
+    assert {"night", "Night"} <= set(suggested)
+    # A label that nobody sees any more is not suggested.
+    with pytest.raises(UnknownFeature) as caught:
+        store.resolve("two boatz")
+    assert "two boats" not in caught.value.metadata.get("nearest", "")
+    # What is quoted of a long text, and compared, are its first 120 characters.
+    with pytest.raises(UnknownFeature, match="x" * 120) as caught:
+        store.resolve("x" * 200)
+    assert "x" * 121 not in caught.value.message
+
+
 def test_near_labels_come_closest_first() -> None:
     assert SpellingIndex(["blue balls", "red balls", "snow", "red"]).nearest("red bal")[0] == "red balls"
 
