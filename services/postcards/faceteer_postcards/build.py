@@ -35,8 +35,8 @@ from faceteer_postcards.unet import DecoderData, UnetSettings, load_averaged, tr
 
 # Any run of `train-sae` may have these options; docs/log-postcards.md says what each is worth here.
 SAE = Settings(
-    "matryoshka", 128, Loss(k=10, aux_k=16, prefixes=(0.5, 1.0)), batch=512, warmup=100, decay=1.0, dead_after=25_600,
-    train_b_dec=False, start="skewed", start_k=12, reset_every=200,
+    "matryoshka", 128, Loss(k=10, aux_k=16, prefixes=(0.5, 1.0)), batch=512, warmup=100, decay=1.0, dead_after=10_000,
+    train_b_dec=False, start="skewed", start_k=12, reset_every=100,
 )  # fmt: skip
 
 

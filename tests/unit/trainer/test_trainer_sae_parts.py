@@ -94,10 +94,8 @@ def test_nested_prefixes_weigh_alike_and_each_reconstructs_on_its_own(losses_of:
     f = pre * (pre >= least)
     errors = [(f[:, :end] @ model.W_dec[:end] - x).square().sum(1).mean() for end in (5, N)]
     assert found.l0 == 2.5
-    assert float(found.total) == pytest.approx(float(sum(errors) / 2), rel=1e-5)
-    assert float(found.unexplained * (x - x.mean(0)).square().sum(1).mean()) == pytest.approx(
-        float(errors[1]), rel=1e-4
-    )
+    torch.testing.assert_close(found.total, sum(errors) / 2)
+    torch.testing.assert_close(found.unexplained * (x - x.mean(0)).square().sum(1).mean(), errors[1].detach())
 
 
 @pytest.mark.parametrize("losses_of", [sparse_losses, dense_losses])
