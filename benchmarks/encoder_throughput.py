@@ -1,6 +1,6 @@
 """Pictures a second: the encoder service at saturation against the same model called in a loop at its best batch size.
 
-Knows nothing of training: weights are random (timing does not care) unless a bundle is given. The service gets whole
+Weights are random (timing does not care) unless a bundle is given. The service gets whole
 JPEG files over gRPC and decodes them; the loop gets finished pixels, so what is measured is all that the service adds.
 Both take turns within seconds of each other, and each ratio is one turn's, for a busy machine changes by the minute.
 Processor time is told beside it, which other programs disturb less: what the model's thread spends on a picture in the

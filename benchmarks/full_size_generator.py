@@ -1,6 +1,6 @@
 """Kandinsky 2.2's decoder at full size with random weights: our loop against the stock pipeline, seconds and memory.
 
-Knows nothing of pictures: random weights draw noise, but the arithmetic, its time and its memory are the real ones. The
+Random weights draw noise, but the arithmetic, its time and its memory are the real ones. The
 configurations are the published ones (tests/unit/generator/published). Weights are made in bfloat16 from the start, so
 that the largest moment is a step and not the loading.
 

@@ -1,6 +1,6 @@
 """The generator under load: 16 requests at once through the service, against KandinskyV22Pipeline one after another.
 
-Knows nothing of how the service works: it starts the service's own command and asks over gRPC on the loopback, while
+It starts the service's own command and asks over gRPC on the loopback, while
 the pipeline runs in this process. They take turns, with the same number of threads, on the same bundle, seeds and
 settings; no result comes from a cache. Processor time is measured too: other work on the machine hardly moves it.
 

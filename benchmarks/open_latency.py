@@ -1,6 +1,6 @@
 """What opening a picture seen before costs, and an edit's report: against an empty call of the same server.
 
-Knows nothing of the server's insides. The calls take turns, so that what disturbs one disturbs all; the client is raw
+The calls take turns, so that what disturbs one disturbs all; the client is raw
 gRPC on asyncio, over loopback. Usage: ``python benchmarks/open_latency.py [--bundle DIRECTORY]``.
 """
 

@@ -1,6 +1,6 @@
 """The whole idea in half a minute: opens a picture, prints its features, edits it twice, shows before and after.
 
-Starts a server of its own on a free port, and stops it. Knows nothing of its insides: all goes through the SDK.
+Starts a server of its own on a free port, and stops it. Everything else goes through the SDK.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starts and stops an all-in-one server on this machine: `make up`, `make down`, and the demo's own server.
 
-Knows nothing of features or pictures; it minds a process and asks gRPC health whether it is ready.
+It keeps a process's id in build/up, and asks gRPC health whether the server is ready.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Starts the all-in-one process, as a user would.
-
-Knows nothing of what is asked of it.
-"""
+"""Starts the all-in-one process, as a user would."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs docker-compose.yml's own services as local processes, wired as the file says.
 
 Container names become loopback addresses, published paths become local ones; commands, environment, health checks and
-dependencies are read from the file. Knows nothing of what the services do.
+dependencies are read from the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on loopback. Knows nothing of what the files are for."""
+"""A small Hugging Face Hub on loopback."""
 
 from __future__ import annotations
 

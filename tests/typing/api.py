@@ -1,6 +1,6 @@
 """The public API as a type checker sees it: checked with mypy --strict, never run.
 
-Knows nothing of behaviour; a signature that changes its types fails here.
+A signature that changes its types fails here.
 """
 
 from __future__ import annotations
