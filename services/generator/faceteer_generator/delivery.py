@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from faceteer_runtime.batching import ModelWorker
-from faceteer_runtime.cache import Cache, Record
+from faceteer_runtime.cache import Cache
 from faceteer_runtime.errors import Draining
+from faceteer_runtime.record import Record
 
 from faceteer_generator.denoise import Denoiser
 from faceteer_generator.generation import Generation, ImageFile

@@ -16,9 +16,6 @@ from faceteer_runtime.metrics import Metrics
 from faceteer_runtime.record import Record, RecordError, decode, encode, frozen, size_of
 from faceteer_runtime.redis_tier import RedisTier
 from faceteer_runtime.settings import ServiceSettings
-from faceteer_runtime.single_flight import SingleFlight
-
-__all__ = ["Cache", "Record", "SingleFlight", "open_cache"]
 
 _log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from faceteer_runtime.bundle import BundleError, seal
 from faceteer_runtime.cache_keys import embeds_key
 from faceteer_runtime.errors import QueueFull
 from faceteer_runtime.server import start
+from files_entered import files_entered
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from rpc_errors import Failure, read_error, read_status
@@ -492,3 +493,11 @@ def test_a_refusal_estimates_when_the_items_under_way_will_be_done() -> None:
     assert full.value.retry_after_s == pytest.approx(2.2)
     with Capacity(1).holding(1):
         pass
+
+
+async def test_a_call_goes_down_from_the_servicer_to_the_model_through_few_files(serve: Serve) -> None:
+    with files_entered("EncodeImages") as entered:
+        await encode(await serve(), picture_bytes(1))
+    ours = {file.removeprefix("faceteer_encoder/") for file in entered if file.startswith("faceteer_encoder/")}
+    assert len(ours) <= 6, ours
+    assert {"servicer.py", "application.py", "model.py"} <= ours

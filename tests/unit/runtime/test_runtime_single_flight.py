@@ -6,7 +6,7 @@ import asyncio
 import gc
 
 import pytest
-from faceteer_runtime.cache import SingleFlight
+from faceteer_runtime.single_flight import SingleFlight
 
 
 class Work:

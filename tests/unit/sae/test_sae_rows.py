@@ -238,3 +238,16 @@ def test_an_sae_of_several_blocks_is_the_dense_one(dtype: str, tmp_path: Path) -
     assert np.allclose(np.concatenate([block.numpy() for block in rows.blocks()]), rows.take(everything))
     assert np.allclose(rows.take(everything), dense.W_dec, atol=1e-6)
     assert len(rows) == 2500
+
+
+def test_float16_rows_are_multiplied_as_float32_for_a_batch_and_as_they_are_for_a_few() -> None:
+    # As they are, one pass costs least; in blocks of float32, a batch does. What shows is the precision.
+    rows = Rows(torch.randn(1300, 64, generator=torch.Generator().manual_seed(8)).half())
+    screen = float_screen(rows, np.zeros(1300, np.float32), torch.device("cpu"))
+    x = embeddings(9, 4, 64)
+    exact = x.astype(np.float64) @ rows.values.double().numpy().T
+
+    def worst(n: int) -> float:
+        return float(np.abs(screen(x[:n])[0].numpy() - exact[:n]).max())
+
+    assert worst(4) < 1e-4 < 1e-3 < worst(3)
