@@ -18,12 +18,14 @@ class Decoder(ABC):
         scheduler_config: the bundle's scheduler_config.json.
         device: where the models run.
         dtype: of latents and of the denoising model.
+        compiled: whether the denoising model is compiled, so that numbers of rows are better few.
     """
 
     kind: ClassVar[str]
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+    compiled: bool
 
     @property
     @abstractmethod
@@ -60,7 +62,6 @@ class Decoder(ABC):
             height: pixels of the image.
         """
 
-    @abstractmethod
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
         """One call of the denoising model.
 
@@ -72,6 +73,18 @@ class Decoder(ABC):
         Returns:
             [n, c, h, w], or more channels where the model predicts a variance too.
         """
+        if not self.compiled:
+            return self._predict(latents, timesteps, conditions)
+        # A model is compiled, and its CUDA graph recorded, for every number of rows; so only powers of two are used.
+        n = len(latents)
+        rows = [min(row, n - 1) for row in range(1 << (n - 1).bit_length())]
+        output = self._predict(latents[rows], timesteps[rows], [conditions[row] for row in rows])
+        # A CUDA graph writes its next output where this one lies.
+        return output[:n].clone()
+
+    @abstractmethod
+    def _predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
+        """The call itself."""
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -95,14 +108,3 @@ class Decoder(ABC):
     def precision(self) -> str:
         """Device kind and dtype, for cache keys: "cpu/float32"."""
         return f"{self.device.type}/{str(self.dtype).removeprefix('torch.')}"
-
-
-def padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """The tensor [n, ...] with its last row repeated up to ``rows``."""
-    missing = rows - len(tensor)
-    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing > 0 else tensor
-
-
-def compiled_rows(n: int) -> int:
-    """The next power of two: a compiled model is compiled (and its CUDA graph recorded) for every number of rows."""
-    return 1 << (n - 1).bit_length()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from faceteer_generator.decoder import Decoder, compiled_rows, padded
+from faceteer_generator.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,16 @@ class KandinskyDecoder(Decoder):
             return self.negative_embeds[None]
         return torch.tensor(embeds, dtype=self.dtype, device=self.device)[None]
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
+    def _predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
         """Prediction and variance, [n, 2c, h, w]."""
-        n, embeds = len(latents), torch.cat(list(conditions))
-        if self.compiled:
-            rows = compiled_rows(n)
-            latents, timesteps, embeds = padded(latents, rows), padded(timesteps, rows), padded(embeds, rows)
         output: torch.Tensor = self.unet(
             sample=latents,
             timestep=timesteps,
             encoder_hidden_states=None,
-            added_cond_kwargs={"image_embeds": embeds},
+            added_cond_kwargs={"image_embeds": torch.cat(list(conditions))},
             return_dict=False,
         )[0]
-        # A CUDA graph writes its next output where this one lies.
-        return output[:n].clone() if self.compiled else output
+        return output
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels, 0 to 1; the latents are not quantised again."""

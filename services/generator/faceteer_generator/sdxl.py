@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from faceteer_generator.checkpoint import is_finite, read_header
-from faceteer_generator.decoder import Decoder, compiled_rows, padded
+from faceteer_generator.decoder import Decoder
 
 ADAPTER = Path("ip_adapter") / "ip-adapter_sdxl.safetensors"
 EMPTY_PROMPT = "empty_prompt.safetensors"
@@ -95,15 +95,9 @@ class SdxlDecoder(Decoder):
         sizes = (height, width, 0, 0, height, width)
         return _Row(row, text, pooled, torch.tensor([sizes], dtype=self.dtype, device=self.device))
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
+    def _predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
         """The predicted noise, [n, c, h, w]."""
-        n = len(latents)
-        columns = [torch.cat(column) for column in zip(*conditions, strict=True)]
-        if self.compiled:
-            rows = compiled_rows(n)
-            latents, timesteps = padded(latents, rows), padded(timesteps, rows)
-            columns = [padded(column, rows) for column in columns]
-        image_embeds, text, pooled, time_ids = columns
+        image_embeds, text, pooled, time_ids = (torch.cat(column) for column in zip(*conditions, strict=True))
         output: torch.Tensor = self.unet(
             latents,
             timesteps,
@@ -111,7 +105,7 @@ class SdxlDecoder(Decoder):
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids, "image_embeds": [image_embeds]},
             return_dict=False,
         )[0]
-        return output[:n].clone() if self.compiled else output
+        return output
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels, 0 to 1."""
