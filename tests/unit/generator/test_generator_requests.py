@@ -46,6 +46,7 @@ def test_zeros_and_absent_values_mean_the_bundles_defaults() -> None:
     assert (settled.width, settled.height, settled.steps, settled.guidance_scale) == (64, 64, 25, 2.0)
     assert (settled.scheduler, settled.format, settled.quality, len(settled.seeds)) == ("ddim", "png", 0, 1)
     assert LIMITS.settle(AskedSettings(guidance_scale=0.0)).guidance_scale == 0.0
+    assert LIMITS.settle(AskedSettings(guidance_scale=30.0, steps=200, quality=100, seeds=(1, 2, 3, 4))).steps == 200
     assert LIMITS.settle(AskedSettings(width=128)).width == 128
     assert LIMITS.settle(AskedSettings(seeds=(5, 5, 2))).seeds == (5, 5, 2)
 
@@ -89,6 +90,19 @@ def test_everything_that_changes_a_file_changes_its_key() -> None:
     # Two pictures of equal height share no entry, nor do swapped sides.
     wide, high = (dataclasses.replace(base, width=w, height=h) for w, h in ((64, 128), (128, 64)))
     assert image_key("r", "p", wide, "png", 0) != image_key("r", "p", high, "png", 0)
+
+
+def test_keys_stay_what_they_are_so_that_caches_outlive_a_release() -> None:
+    embeds = np.arange(4, dtype=np.float32)
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    spec = image_spec(embeds=embeds, negative=embeds + 1, width=64, height=128, steps=10, seed=7)
+    start = ImageStart.of(pixels, 0.5)
+    digests = [
+        image_key("r", "cpu/float32", dataclasses.replace(spec, start=origin), "webp", 50).rpartition(":")[2][:16]
+        for origin in (None, start, NoiseStart(np.zeros((4, 2, 2), np.float32), "r-1"))
+    ]
+    assert digests == ["42b53038574badee", "2f305c9d383309eb", "f35fb00f272333fd"]
+    assert noise_id("r", "cpu/float32", dataclasses.replace(spec, start=start)).startswith("r-f767b74b6d2c3b57")
 
 
 def test_what_changes_no_pixel_changes_no_key() -> None:
