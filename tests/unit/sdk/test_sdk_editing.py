@@ -164,9 +164,10 @@ def test_without_a_seed_the_server_picks_and_the_recipe_keeps_it(either: Any, se
     assert edit.recipe().settings.seeds == (server.picked_seed,)
 
 
-def test_an_edits_own_settings_hold_unless_render_says_otherwise(either: Any) -> None:
+def test_an_edits_own_settings_hold_unless_render_says_otherwise(either: Any, server: FakeServer) -> None:
     edit = either.open(BOAT).edit().using(seeds=[5, 6], steps=2)
     assert edit.render().info["seed"] == 5, "one picture, the first seed"
+    assert list(server.calls[-1][1].settings.seeds) == [5], "and no other is drawn"
     assert edit.render(seed=9).info["seed"] == 9
     assert [picture.info["seed"] for picture in edit.render(seeds=edit.settings.seeds)] == [5, 6]
     assert faceteer.Recipe.from_json(edit.render(steps=3).info["recipe"]).settings.steps == 3

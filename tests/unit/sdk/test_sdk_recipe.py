@@ -249,3 +249,12 @@ def test_a_recipe_is_refused_by_a_server_whose_models_changed_since_the_photo_wa
     with pytest.raises(faceteer.RevisionMismatchError) as raised:
         edit.report()
     assert (raised.value.part, raised.value.actual) == ("generator", "gen1")
+
+
+def test_a_written_recipe_is_indented_by_two_spaces_a_level() -> None:
+    recipe = Recipe((FeatureEdit(3, "ablate"),), Revisions(sae="s"), Settings((1, 2), size=(8, 4)))
+    assert recipe.to_json() == (
+        '{\n  "edits": [\n    {\n      "feature": 3,\n      "operation": "ablate"\n    }\n  ],\n'
+        '  "format": "faceteer-recipe/1",\n  "revisions": {\n    "sae": "s"\n  },\n'
+        '  "settings": {\n    "height": 4,\n    "seeds": [1, 2],\n    "width": 8\n  }\n}\n'
+    )
