@@ -20,11 +20,10 @@ import time
 from pathlib import Path
 
 import torch
-from faceteer_postcards.synthetic import SparseMixtures
+from faceteer_postcards.synthetic import SparseMixtures, recovered
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.sae.autoencoder import Autoencoder
 from faceteer_trainer.sae.losses import Loss
-from faceteer_trainer.sae.recovery import recovered
 from faceteer_trainer.sae.statistics import measure
 from faceteer_trainer.sae.trainer import Settings, Trainer
 from faceteer_trainer.training import Budget

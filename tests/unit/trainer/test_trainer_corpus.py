@@ -16,7 +16,6 @@ from faceteer_trainer.corpus.plan import packed
 from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, write_embeds
 from faceteer_trainer.corpus.sources import open_source
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.progress import Progress
 from safetensors.numpy import load_file
 from tiny_bundle import picture_bytes
 
@@ -184,13 +183,3 @@ def test_pieces_are_cut_and_joined_to_shards_of_one_size() -> None:
         [("a", 3, 2), ("b", 0, 1)],
         [("b", 1, 1), ("c", 100, 2)],
     ]
-
-
-def test_progress_tells_rate_and_time_left_of_this_run_alone() -> None:
-    progress = Progress()
-    progress("embed", 4_000, 10_000)
-    began = progress._began["embed"][0]
-    assert progress.said("embed", 6_000, 10_000, began + 4) == "6,000 of 10,000 (60 %), 500/s, 0:00:08 left"
-    progress("naming", 0.0)
-    began = progress._began["naming"][0]
-    assert progress.said("naming", 0.25, 1.0, began + 1200) == "25%, 1:00:00 left"

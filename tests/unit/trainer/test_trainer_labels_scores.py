@@ -167,9 +167,9 @@ def test_the_strong_pictures_of_a_feature_are_those_from_half_its_p99_on_stronge
 def test_a_name_must_stand_out_and_tell_weak_firings_too() -> None:
     rng = np.random.default_rng(5)
     embeds, acts = 0.3 * rng.standard_normal((400, 4)), np.zeros((400, 2))
-    acts[:100, 0] = np.repeat([1.0, 0.2], [20, 80])
-    embeds[:20, 0] += 2.0  # a cat, where it fires strongly: z 5, and chance elsewhere
-    embeds[:100, 3] += 1.2  # snow, wherever it fires: z less than 3, but every picture is told
+    acts[:100, 0] = np.repeat([1.0, 0.2], [35, 65])
+    embeds[:35, 0] += 2.0  # a cat, where it fires strongly: z 3, but chance elsewhere
+    embeds[:100, 3] += 1.5  # snow, wherever it fires: z less than 2, but every picture is told
     acts[200:260, 1] = 1.0
     embeds[200:260, 2] += 0.35  # a red boat: tells well, but hardly stands out
     pictures = side(embeds, acts)

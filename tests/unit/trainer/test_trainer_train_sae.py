@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faceteer_postcards.synthetic import SparseMixtures
+from faceteer_postcards.synthetic import SparseMixtures, recovered
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.budget import Budget
@@ -22,18 +22,17 @@ from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, s
 from faceteer_trainer.files import locked
 from faceteer_trainer.sae.autoencoder import Autoencoder
 from faceteer_trainer.sae.initial_directions import neighbour_directions, skewed_directions
-from faceteer_trainer.sae.recovery import recovered
 from faceteer_trainer.sae.statistics import measure
 from faceteer_trainer.sae.trainer import ARCHITECTURES, CHECKPOINT, Loss, Settings, Trainer
 from safetensors.torch import load_file
 
-MADE_UP = SparseMixtures(64, 24, mean_active=4)
+MIXTURES = SparseMixtures(64, 24, mean_active=4)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("synthetic")
-    MADE_UP.write(directory, 8192, "float32", shard_size=4096)
+    MIXTURES.write(directory, 8192, "float32", shard_size=4096)
     return directory
 
 
@@ -80,7 +79,7 @@ def test_the_service_serves_what_was_trained_with_the_trainers_own_activations(
     assert set(card["metadata"]["embedding_statistics"]) == {"norm", "l0"}
     assert card["metadata"]["embedding_statistics"]["norm"]["p50"] == pytest.approx(40, rel=0.3)
     report = json.loads((out / "training.json").read_text())
-    assert report["encoder_revision"] == MADE_UP.encoder_revision
+    assert report["encoder_revision"] == MIXTURES.encoder_revision
     assert report["figures"]["rows"] == 8192
     assert list((out / "tensorboard").glob("events.*"))
     statistics = load_file(out / "feature_statistics.safetensors")
@@ -174,7 +173,7 @@ def test_two_runs_in_one_folder_are_refused(corpus: Path, tmp_path: Path, capsys
 
 
 def test_a_row_of_nan_is_refused_by_shard_and_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    MADE_UP.write(tmp_path / "corpus", 8192, "float32", shard_size=4096)
+    MIXTURES.write(tmp_path / "corpus", 8192, "float32", shard_size=4096)
     with (tmp_path / "corpus" / "embeds-00001.safetensors").open("r+b") as file:
         file.seek(-24 * 4, os.SEEK_END)
         file.write(np.full(24, np.nan, np.float32).tobytes())

@@ -17,6 +17,7 @@ from faceteer_trainer.cli.jobs import positive
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked
+from faceteer_trainer.progress import Progress
 from faceteer_trainer.sae import comparison_report
 from faceteer_trainer.sae.autoencoder import Autoencoder
 from faceteer_trainer.sae.comparison import evaluate
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     with locked(arguments.out):
         results = {}
         for name, directory in chosen.items():
-            results[name] = _evaluate(name, directory, corpus, judge, indices, arguments, console)
+            results[name] = _evaluate(name, directory, corpus, judge, indices, arguments)
         report = {
             "corpus": {"name": corpus.card.name, "rows": len(corpus), "encoder_revision": corpus.encoder_revision},
             "rows": len(indices),
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _evaluate(
     name: str, directory: Path, corpus: EmbeddingCorpus, judge: EmbeddingCorpus | None,
-    indices: npt.NDArray[np.int64], arguments: argparse.Namespace, console: Console,
+    indices: npt.NDArray[np.int64], arguments: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     sae = Autoencoder.load(directory, arguments.device)
     if sae.d_in != corpus.embed_dim:
@@ -86,10 +87,10 @@ def _evaluate(
             f"{directory}: trained on embeddings of encoder {made_by}, but {arguments.corpus} is of "
             f"{corpus.encoder_revision}; embed the pictures with that encoder"
         )
-    with console.status(name) as status:
+    with Progress() as report:
         found = evaluate(
             sae, corpus.rows, indices, judge=None if judge is None else judge.rows, judged_rows=arguments.ms_rows,
-            progress=lambda rows: status.update(f"{name}: {rows:,} of {len(indices):,} pictures"),
+            progress=lambda rows: report(name, rows, len(indices)),
         )  # fmt: skip
     return {"directory": directory.name, "architecture": sae.architecture, "k": sae.k or None,
             **found.as_dict(arguments.ms_least)}  # fmt: skip
