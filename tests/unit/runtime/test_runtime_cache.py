@@ -228,8 +228,10 @@ async def test_a_put_outside_a_loop_reaches_memory(caches: Caches) -> None:
 
 
 def test_the_settings_make_the_cache() -> None:
-    cache = open_cache(ServiceSettings(redis_url="redis://127.0.0.1:1/0", cache_memory_bytes=5), Metrics())
-    assert isinstance(cache, Cache)
+    metrics = Metrics()
+    cache = open_cache(ServiceSettings(redis_url="redis://127.0.0.1:1/0", cache_memory_bytes=5, cache_ttl_s=7), metrics)
+    assert (cache._redis_url, cache._lru.capacity, cache._ttl_s) == ("redis://127.0.0.1:1/0", 5, 7)
+    assert cache._metrics is metrics
 
 
 # -- wrong values --------------------------------------------------------------------------------
