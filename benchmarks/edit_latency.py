@@ -10,7 +10,6 @@ published SAE's shape, instead of the tiny bundle's (2 GB of memory, 1 GB of tem
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,8 @@ from faceteer_runtime.bundle import seal
 from faceteer_runtime.server import start
 from faceteer_sae.service import build
 from faceteer_sae.settings import SaeSettings
-from safetensors.torch import save_file
+from faceteer_sae.statistics import FeatureStatistics, save_statistics
+from faceteer_sae.weights import SaeWeights, write_weights
 
 SHAPES = {"small": (64, 1024, 32, torch.float32), "large": (1280, 163_840, 64, torch.float16)}
 EDITS = (1, 10, 100, 300)
@@ -42,23 +42,11 @@ def write_bundle(directory: Path, shape: str) -> None:
     W = torch.empty(n, d, dtype=dtype)
     for rows in W.split(8192):
         rows.copy_(torch.nn.functional.normalize(torch.randn(len(rows), d, generator=generator), dim=1))
-    sae = directory / "sae"
-    sae.mkdir()
-    save_file(
-        {"W_enc": W.T.contiguous(), "b_enc": torch.zeros(n), "W_dec": W, "b_dec": torch.zeros(d)},
-        sae / "sae_weights.safetensors",
-    )
-    config = {"architecture": "topk", "d_in": d, "d_sae": n, "k": k, "apply_b_dec_to_input": False}
-    (sae / "cfg.json").write_text(json.dumps(config))
-    save_file(
-        {
-            "firing_share": torch.full((n,), k / n),
-            "p99": torch.full((n,), 4.0),
-            "rivals_offsets": torch.zeros(n + 1, dtype=torch.int64),
-            "rivals_indices": torch.zeros(0, dtype=torch.int32),
-        },
-        sae / "feature_statistics.safetensors",
-    )
+    sae = SaeWeights("topk", W, torch.zeros(n), W, torch.zeros(d), apply_b_dec_to_input=False, k=k)
+    write_weights(directory / "sae", sae, str(dtype).removeprefix("torch."), layout="saelens")
+    none = np.zeros(0, np.int32)
+    shares, p99 = np.full(n, k / n, np.float32), np.full(n, 4, np.float32)
+    save_statistics(directory / "sae", FeatureStatistics(shares, p99, np.zeros(n + 1, np.int64), none))
     seal(directory, {"name": "bench", "parts": {"sae": {"kind": "sae", "encoder_revision": "0123456789abcdef"}}})
 
 

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 from faceteer_postcards.synthetic import SparseMixtures, recovered
+from faceteer_trainer.budget import Budget
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.sae.autoencoder import Autoencoder
 from faceteer_trainer.sae.losses import Loss
 from faceteer_trainer.sae.statistics import measure
 from faceteer_trainer.sae.trainer import Settings, Trainer
-from faceteer_trainer.training import Budget
 
 
 def _corpus(

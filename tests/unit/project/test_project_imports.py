@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
+import importlib.util
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +76,26 @@ def imports_without_reason(file: Path) -> Iterator[str]:
         for node in ast.walk(function):
             if isinstance(node, ast.Import | ast.ImportFrom) and not _has_comment(lines, node.lineno):
                 yield f"{file.relative_to(ROOT)}:{node.lineno}: {lines[node.lineno - 1].strip()}"
+
+
+def test_benchmarks_tools_and_examples_import_what_is_there() -> None:
+    # No other test runs the benchmarks.
+    missing = []
+    for file in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("deploy/*.py"), *ROOT.glob("examples/**/*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("faceteer"):
+                module = importlib.import_module(str(node.module)) if _found(str(node.module)) else None
+                for name in node.names:
+                    if not hasattr(module, name.name) and not _found(f"{node.module}.{name.name}"):
+                        missing.append(f"{file.relative_to(ROOT)}:{node.lineno}: {node.module}.{name.name}")
+    assert not missing, "\n".join(missing)
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _has_comment(lines: list[str], number: int) -> bool:
