@@ -28,6 +28,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,14 @@ DOMAIN = {
     "studio": lambda module: module not in EDGES | {"all_in_one"},
 }
 LEAST = 0.85
+
+
+class Place(NamedTuple):
+    """A place in the code, and the operators that fit it, each with the number of the place among all that fit."""
+
+    member: str
+    path: Path
+    choices: list[tuple[str, int]]
 
 
 class Fault(NamedTuple):
@@ -137,24 +146,31 @@ def operators() -> dict[str, object]:
     return {name: operator() for name, operator in found.items() if not operator.arguments()}
 
 
-def faults_of(member: str, path: Path, chance: random.Random) -> Iterator[Fault]:
-    """One fault for each place of a module that can be changed."""
+def places_of(member: str, path: Path) -> list[Place]:
+    """The places of a module that can be changed."""
     source = path.read_text()
-    idle = {line for node in ast.walk(ast.parse(source)) for line in annotation_columns(node)}
+    idle = {spot for node in ast.walk(ast.parse(source)) for spot in annotation_columns(node)}
     tree = get_ast(source)
-    places: dict[tuple[object, str], list[tuple[str, int]]] = defaultdict(list)
+    found: dict[tuple[object, str], list[tuple[str, int]]] = defaultdict(list)
     for name, operator in operators().items():
         positions = (spot for node in ast_nodes(tree) for spot in operator.mutation_positions(node))
         for occurrence, (start, _end) in enumerate(positions):
             if start not in idle:
-                places[start, name.split("_")[0]].append((name, occurrence))
-    for choices in places.values():
-        chance.shuffle(choices)
-        for name, occurrence in choices:
+                found[start, name.split("_")[0]].append((name, occurrence))
+    return [Place(member, path, choices) for choices in found.values()]
+
+
+def fault_at(place: Place, chance: random.Random) -> Fault | None:
+    """One of a place's changes, by lot; None where all do nothing."""
+    source = place.path.read_text()
+    for name, occurrence in chance.sample(place.choices, len(place.choices)):
+        try:
             changed = mutate_code(source, operators()[name], occurrence)
-            if changed is not None and (fault := as_fault(member, path, source, changed)):
-                yield fault
-                break
+        except AttributeError:
+            continue  # Cosmic Ray 8.7 cannot replace a dotted name among the exceptions of one `except`
+        if changed is not None and (fault := as_fault(place.member, place.path, source, changed)):
+            return fault
+    return None
 
 
 def annotation_columns(node: ast.AST) -> Iterator[tuple[int, int]]:
@@ -209,15 +225,16 @@ def main() -> int:
     arguments = parser.parse_args()
     members = arguments.member or list(DOMAIN)
     chance = random.Random(arguments.seed)
-    faults = [
-        fault
+    places = [
+        place
         for member in members
         for path in sorted((ROOT / "services" / member / f"faceteer_{member}").rglob("*.py"))
         if DOMAIN[member](path.stem)
-        for fault in faults_of(member, path, chance)
+        for place in places_of(member, path)
     ]
-    sample = chance.sample(faults, min(arguments.count, len(faults)))
-    print(f"{len(faults)} places in {', '.join(members)}; {len(sample)} drawn with seed {arguments.seed}", flush=True)
+    faults = filter(None, (fault_at(place, chance) for place in chance.sample(places, len(places))))
+    sample = list(islice(faults, arguments.count))
+    print(f"{len(places)} places in {', '.join(members)}; {len(sample)} drawn with seed {arguments.seed}", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="faceteer-mutation-") as home,
         ThreadPoolExecutor(arguments.workers) as pool,
