@@ -415,3 +415,12 @@ def test_facts_join_the_metadata_that_is_there(tmp_path: Path) -> None:
     assert (config.k, config.d_sae, config.layout) == (4, N, "rows")
     with pytest.raises(BundleError, match="missing"):
         update_metadata(tmp_path / "nowhere", {})
+
+
+@pytest.mark.parametrize(("d_sae", "there"), [(29, False), (30, True)])
+def test_large_dictionaries_get_a_copy_to_screen_by(
+    tmp_path: Path, d_sae: int, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceteer_sae.weights._SCREEN_FROM", 30)
+    write_weights(tmp_path, random_weights("standard", d_sae=d_sae), "float16")
+    assert ("W_enc_screen" in load_file(tmp_path / "sae_weights.safetensors")) is there
