@@ -6,20 +6,16 @@ Knows nothing of what the contract says. Usage: ``python protos/generate.py [--c
 from __future__ import annotations
 
 import filecmp
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-import google.rpc.status_pb2
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).resolve().parent
 ROOT = PROTOS.parent
 TARGET = ROOT / "clients" / "python"
 PACKAGE = Path("faceteer") / "v1"
-# grpcio-tools brings google/protobuf, googleapis-common-protos brings google/rpc beside its Python modules.
-GOOGLEAPIS = Path(google.rpc.status_pb2.__file__).resolve().parents[2]
 
 
 def generate(target: Path) -> None:
@@ -29,7 +25,7 @@ def generate(target: Path) -> None:
     well_known = Path(protoc.__file__).resolve().parent / "_proto"
     scripts = Path(sys.executable).parent
     plugins = [f"--plugin=protoc-gen-{name}={scripts / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
-    arguments = ["protoc", f"-I{PROTOS}", f"-I{GOOGLEAPIS}", f"-I{well_known}", *plugins]
+    arguments = ["protoc", f"-I{PROTOS}", f"-I{well_known}", *plugins]
     arguments += [f"--{kind}_out={target}" for kind in ("python", "grpc_python")]
     arguments += [f"--{kind}_out=quiet:{target}" for kind in ("mypy", "mypy_grpc")]
     if protoc.main([*arguments, *sources]) != 0:
@@ -39,12 +35,6 @@ def generate(target: Path) -> None:
             # A file of messages only gets an empty stub module from grpc_python_out.
             for suffix in (".py", ".pyi"):
                 (target / source).with_name(Path(source).stem + "_pb2_grpc" + suffix).unlink(missing_ok=True)
-
-
-def googleapis(target: Path) -> None:
-    """Copies the imported Google protos to ``target``, where buf finds them without a network."""
-    (target / "google" / "rpc").mkdir(parents=True, exist_ok=True)
-    shutil.copy(GOOGLEAPIS / "google" / "rpc" / "status.proto", target / "google" / "rpc" / "status.proto")
 
 
 def differences(fresh: Path) -> list[str]:
@@ -59,7 +49,6 @@ def differences(fresh: Path) -> list[str]:
 
 
 def main() -> None:
-    googleapis(ROOT / "build" / "googleapis")
     if "--check" not in sys.argv[1:]:
         generate(TARGET)
         return

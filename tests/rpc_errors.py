@@ -1,4 +1,4 @@
-"""Reads a failed call's google.rpc.Status details, independently of the SDK."""
+"""Reads a failed call's google.rpc.Status, or an item's ItemError, independently of the SDK."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import grpc
 import pytest
+from faceteer.v1 import errors_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 
@@ -24,7 +25,7 @@ class Failure:
 
 
 def read_status(status: status_pb2.Status) -> Failure:
-    """A Status as a Failure; also for the per-item errors of batched answers."""
+    """A Status as a Failure."""
     names = {code.value[0]: code.name for code in grpc.StatusCode}
     failure = Failure(code=names[status.code], message=status.message)
     for detail in status.details:
@@ -37,6 +38,18 @@ def read_status(status: status_pb2.Status) -> Failure:
         elif detail.Unpack(retry):
             failure.retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     return failure
+
+
+def read_item(item: errors_pb2.ItemError) -> Failure:
+    """One item's error as a Failure."""
+    return Failure(
+        code=next(code.name for code in grpc.StatusCode if code.value[0] == item.code),
+        message=item.message,
+        reason=item.reason,
+        fields=[item.field] if item.field else [],
+        metadata=dict(item.metadata),
+        retry_after=item.retry_delay.ToNanoseconds() / 1e9 if item.HasField("retry_delay") else None,
+    )
 
 
 def read_error(error: grpc.RpcError) -> Failure:

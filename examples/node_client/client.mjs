@@ -13,9 +13,8 @@ if (!output) {
   process.exit(2);
 }
 const address = process.env.FACETEER_ADDRESS ?? "localhost:50050";
-const protos = fileURLToPath(new URL("../../protos", import.meta.url));
 const definition = loader.loadSync("faceteer/v1/studio.proto", {
-  includeDirs: [protos, fileURLToPath(new URL(".", import.meta.url))],
+  includeDirs: [fileURLToPath(new URL("../../protos", import.meta.url))],
   longs: String, // seeds are 64 bits wide
   enums: String,
   oneofs: true,

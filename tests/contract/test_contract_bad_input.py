@@ -21,7 +21,7 @@ from faceteer.v1 import (
     tensor_pb2,
 )
 from PIL import Image
-from rpc_errors import Failure, fails, read_status
+from rpc_errors import Failure, fails, read_item
 from tiny_bundle import EMBED_DIM, N_FEATURES, picture, picture_bytes
 
 SET = edits_pb2.EDIT_OPERATION_SET
@@ -57,7 +57,7 @@ def png_of_size(width: int, height: int) -> bytes:
 def encode_error(server: SimpleNamespace, data: bytes) -> Failure:
     (result,) = server.encoder.EncodeImages(encoder_pb2.EncodeImagesRequest(images=[data])).results
     assert result.WhichOneof("result") == "error"
-    return read_status(result.error)
+    return read_item(result.error)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_unusable_embeds_are_refused_everywhere(server: SimpleNamespace, fault: 
         server.sae.EditEmbeds(sae_pb2.EditEmbedsRequest(input=source))
     assert failure.fields[0].startswith("input")
     (result,) = server.sae.EncodeFeatures(sae_pb2.EncodeFeaturesRequest(inputs=[source])).results
-    assert read_status(result.error).fields[0].startswith("inputs[0]")
+    assert read_item(result.error).fields[0].startswith("inputs[0]")
     with fails("INVALID_ARGUMENT", "INVALID_FIELD"):
         list(server.generator.Generate(generator_pb2.GenerateRequest(input=source)))
     with fails("INVALID_ARGUMENT", "INVALID_FIELD"):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from faceteer.v1 import edits_pb2, encoder_pb2, generator_pb2, library_pb2, sae_pb2, studio_pb2, tensor_pb2
 from PIL import Image
-from rpc_errors import fails, read_status
+from rpc_errors import fails, read_item
 from tiny_bundle import EMBED_DIM, N_FEATURES, picture_bytes
 
 SET, SWITCH, RAW = edits_pb2.EDIT_OPERATION_SET, edits_pb2.EDIT_OPERATION_SWITCH, edits_pb2.EDIT_UNIT_RAW
@@ -80,7 +80,7 @@ def test_one_bad_picture_does_not_fail_its_neighbours(server: SimpleNamespace) -
     request = encoder_pb2.EncodeImagesRequest(images=[picture_bytes(3), b"not a picture", picture_bytes(4)])
     first, bad, last = server.encoder.EncodeImages(request).results
     assert first.WhichOneof("result") == last.WhichOneof("result") == "embedding"
-    failure = read_status(bad.error)
+    failure = read_item(bad.error)
     assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "UNREADABLE_IMAGE")
     assert failure.fields == ["images[1]"]
 

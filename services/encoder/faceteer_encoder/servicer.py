@@ -10,7 +10,7 @@ from faceteer.v1 import encoder_pb2, encoder_pb2_grpc, tensor_pb2
 from faceteer_runtime.errors import BatchTooLarge, ImageTooLarge, InvalidField, NotInBundle, UnreadableImage
 from faceteer_runtime.execution import execution
 from faceteer_runtime.outcome import Failed, attempt
-from faceteer_runtime.status import error_to_status
+from faceteer_runtime.status import error_to_item
 from faceteer_runtime.tensors import to_tensor
 
 from faceteer_encoder.application import Encoded, EncoderApplication
@@ -102,7 +102,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         if request.element_type not in _ELEMENT_TYPES:
             fault = InvalidField("element_type", "must be ELEMENT_TYPE_FLOAT32 or ELEMENT_TYPE_FLOAT16")
             return encoder_pb2.StreamEncodeImagesResponse(
-                sequence=request.sequence, result=encoder_pb2.EncodeResult(error=error_to_status(fault))
+                sequence=request.sequence, result=encoder_pb2.EncodeResult(error=error_to_item(fault))
             )
         encoded = await self._application.encode_streamed_image(request.image)
         return encoder_pb2.StreamEncodeImagesResponse(
@@ -124,7 +124,7 @@ def _result(encoded: Encoded, element_type: tensor_pb2.ElementType.ValueType, fi
         if isinstance(error, UnreadableImage | ImageTooLarge):
             # Two calls may share the decoding of one picture, and each has it in a field of its own.
             error = error.at(field)
-        return encoder_pb2.EncodeResult(error=error_to_status(error))
+        return encoder_pb2.EncodeResult(error=error_to_item(error))
     embedding_id, x = encoded.value
     return encoder_pb2.EncodeResult(
         embedding=tensor_pb2.Embedding(embedding_id=embedding_id, embeds=to_tensor(x, element_type)),

@@ -18,7 +18,7 @@ from faceteer_runtime.embeddings import Embedding, Source
 from faceteer_runtime.errors import BatchTooLarge, InvalidField, UnknownFeature
 from faceteer_runtime.execution import execution
 from faceteer_runtime.outcome import Failed, attempt
-from faceteer_runtime.status import error_to_status
+from faceteer_runtime.status import error_to_item
 from faceteer_runtime.tensors import to_array, to_embeds, to_tensor
 
 from faceteer_sae.application import Decoding, EditResult, Encoded, SaeApplication
@@ -61,7 +61,7 @@ class SaeServicer(sae_pb2_grpc.SaeServiceServicer):
         items = [attempt(self._decoding, item, f"items[{at}]") for at, item in enumerate(request.items)]
         decoded, cost = await self._application.decode(items)
         results = [
-            sae_pb2.DecodeFeaturesResult(error=error_to_status(one.error))
+            sae_pb2.DecodeFeaturesResult(error=error_to_item(one.error))
             if isinstance(one, Failed)
             else sae_pb2.DecodeFeaturesResult(embedding=_embedding(one, request.element_type))
             for one in decoded
@@ -183,7 +183,7 @@ def read_features(features: tensor_pb2.SparseFeatures, field: str, d_sae: int) -
 
 def _encode_result(one: Encoded | Failed) -> sae_pb2.EncodeFeaturesResult:
     if isinstance(one, Failed):
-        return sae_pb2.EncodeFeaturesResult(error=error_to_status(one.error))
+        return sae_pb2.EncodeFeaturesResult(error=error_to_item(one.error))
     encoding, features = one.encoding, one.features
     return sae_pb2.EncodeFeaturesResult(
         encoding=sae_pb2.FeatureEncoding(

@@ -31,7 +31,7 @@ from faceteer_runtime.tensors import to_array, to_tensor
 
 from faceteer_studio.layout import Layout
 from faceteer_studio.ports import Call
-from faceteer_studio.upstream_errors import at_our_field, from_status
+from faceteer_studio.upstream_errors import at_our_field, from_item
 
 T = TypeVar("T")
 
@@ -264,7 +264,7 @@ class Studio:
         answer = await call.ports.encoder.encode_images(request, call, fields)
         (result,) = answer.results
         if result.WhichOneof("result") == "error":
-            raise at_our_field(from_status(result.error), fields)
+            raise at_our_field(from_item(result.error), fields)
         self._keep(result.embedding)
         return Source(result.embedding, answer.execution)
 
@@ -277,7 +277,7 @@ class Studio:
         answer = await call.ports.sae.encode_features(request, call, fields)
         (result,) = answer.results
         if result.WhichOneof("result") == "error":
-            raise at_our_field(from_status(result.error), fields)
+            raise at_our_field(from_item(result.error), fields)
         return result.encoding, answer.execution
 
     # -- edits and names -------------------------------------------------------------------------

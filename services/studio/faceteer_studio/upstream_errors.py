@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from faceteer.v1 import errors_pb2
 from faceteer_runtime.errors import FaceteerError, UpstreamUnavailable
 from faceteer_runtime.status import DETAILS_KEY
 from google.protobuf.message import DecodeError
@@ -17,7 +18,7 @@ Fields = Mapping[str, str]
 
 
 def from_status(status: status_pb2.Status) -> FaceteerError:
-    """The failure that another service has described: of a whole call, or of one item of its answer."""
+    """The failure that another service has described: of a whole call."""
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
@@ -34,6 +35,19 @@ def from_status(status: status_pb2.Status) -> FaceteerError:
         retry_after_s=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
         status=code,
         reason=info.reason or code,
+    )
+
+
+def from_item(item: errors_pb2.ItemError) -> FaceteerError:
+    """The same of one item of its answer."""
+    return FaceteerError(
+        item.message,
+        field=item.field or None,
+        description=item.description if item.field else None,
+        metadata=item.metadata,
+        retry_after_s=item.retry_delay.ToTimedelta().total_seconds() if item.HasField("retry_delay") else None,
+        status=code_pb2.Code.Name(item.code),
+        reason=item.reason,
     )
 
 

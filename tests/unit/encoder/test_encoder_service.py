@@ -28,7 +28,7 @@ from faceteer_runtime.server import start
 from files_entered import files_entered
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from rpc_errors import Failure, read_error, read_status
+from rpc_errors import Failure, read_error, read_item
 from safetensors.torch import load_file, save_file
 from tiny_bundle import EMBED_DIM, _write_encoder, picture, picture_bytes
 
@@ -209,7 +209,7 @@ async def test_one_bad_picture_does_not_fail_its_neighbours(served: Any) -> None
     ).results
     assert good.WhichOneof("result") == last.WhichOneof("result") == "embedding"
     for at, result, reason in ((1, bad, "UNREADABLE_IMAGE"), (2, huge, "IMAGE_TOO_LARGE")):
-        failure = read_status(result.error)
+        failure = read_item(result.error)
         assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", reason)
         assert failure.fields == [f"images[{at}]"]
         assert failure.message.startswith(f"images[{at}]: ")
@@ -217,7 +217,7 @@ async def test_one_bad_picture_does_not_fail_its_neighbours(served: Any) -> None
 
 async def test_callers_who_share_a_bad_picture_each_learn_where_they_put_it(served: Any) -> None:
     answers = await asyncio.gather(encode(served, b"junk"), encode(served, picture_bytes(1), b"junk"))
-    fields = [read_status(answer.results[-1].error).fields for answer in answers]
+    fields = [read_item(answer.results[-1].error).fields for answer in answers]
     assert fields == [["images[0]"], ["images[1]"]]
 
 
@@ -244,7 +244,7 @@ async def test_empty_and_endless_texts_fail_alone(served: Any) -> None:
     answer = await served.stub.EncodeTexts(TEXTS(texts=["a boat", " ", "x" * 10_001, "snow", "a boat"]))
     kinds = [result.WhichOneof("result") for result in answer.results]
     assert kinds == ["embedding", "error", "error", "embedding", "embedding"]
-    assert [read_status(answer.results[at].error).fields for at in (1, 2)] == [["texts[1]"], ["texts[2]"]]
+    assert [read_item(answer.results[at].error).fields for at in (1, 2)] == [["texts[1]"], ["texts[2]"]]
     assert answer.results[0].embedding == answer.results[4].embedding
     again = await served.stub.EncodeTexts(TEXTS(texts=["snow"]))
     assert again.results[0].cached
@@ -270,7 +270,7 @@ async def test_a_stream_answers_every_picture_under_its_number(served: Any) -> N
     pictures = {1000 + seed: picture_bytes(seed) for seed in range(150)} | {7: b"broken", 0: picture_bytes(3)}
     answers = await stream(served, pictures)
     assert answers.keys() == pictures.keys()
-    failure = read_status(answers.pop(7).error)
+    failure = read_item(answers.pop(7).error)
     assert (failure.reason, failure.fields) == ("UNREADABLE_IMAGE", ["image"])
     assert answers[0].embedding == answers[1003].embedding
     (alone,) = (await encode(served, pictures[1100])).results

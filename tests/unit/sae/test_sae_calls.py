@@ -19,7 +19,7 @@ from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.service import build
 from faceteer_sae.settings import SaeSettings
 from files_entered import files_entered
-from rpc_errors import read_error, read_status
+from rpc_errors import read_error, read_item
 from tiny_bundle import EMBED_DIM, N_FEATURES, K, _write_sae
 
 SET, ADD, SCALE, ABLATE, SWITCH = range(1, 6)
@@ -299,7 +299,7 @@ async def test_one_bad_item_does_not_fail_its_neighbours(stub: Any, corpus: torc
     answer = await encode(stub, corpus[17], *bad, tensor_pb2.EmbedsInput(), named("nonsense"), corpus[18])
     kinds = [result.WhichOneof("result") for result in answer.results]
     assert kinds == ["encoding", *["error"] * 5, "encoding"]
-    failures = [read_status(result.error) for result in answer.results[1:6]]
+    failures = [read_item(result.error) for result in answer.results[1:6]]
     assert [failure.fields for failure in failures] == [
         ["inputs[1].embeds.data"],
         ["inputs[2].embeds.shape"],
@@ -318,7 +318,7 @@ async def test_one_bad_item_does_not_fail_its_neighbours(stub: Any, corpus: torc
     ]
     results = (await stub.DecodeFeatures(sae_pb2.DecodeFeaturesRequest(items=items))).results
     assert results[0].WhichOneof("result") == "embedding"
-    assert [read_status(result.error).reason for result in results[1:]] == [
+    assert [read_item(result.error).reason for result in results[1:]] == [
         "INVALID_FIELD",
         "INVALID_FIELD",
         "UNKNOWN_FEATURE",

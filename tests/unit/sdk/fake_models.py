@@ -58,7 +58,7 @@ class FakeModels(
         for text in request.texts:
             if not text:
                 fault = Fault("INVALID_ARGUMENT", "INVALID_FIELD", "an empty text", "texts")
-                results.append(encoder_pb2.EncodeResult(error=fault.status()))
+                results.append(encoder_pb2.EncodeResult(error=fault.item()))
                 continue
             x = np.zeros(D, np.float32)
             x[len(text)] = 1
@@ -95,14 +95,14 @@ class FakeModels(
         self.calls.append(("item", request))
         time.sleep(self.answer_seconds)
         if self._faults["item"]:
-            error = self._faults["item"].popleft().status()
+            error = self._faults["item"].popleft().item()
             result = encoder_pb2.EncodeResult(error=error)
         else:
             try:
                 result = encoder_pb2.EncodeResult(embedding=self._remember(embeds_of(request.image)))
             except OSError:
                 fault = Fault("INVALID_ARGUMENT", "UNREADABLE_IMAGE", "not a picture", "image")
-                result = encoder_pb2.EncodeResult(error=fault.status())
+                result = encoder_pb2.EncodeResult(error=fault.item())
         return encoder_pb2.StreamEncodeImagesResponse(sequence=request.sequence, result=result)
 
     # -- sae ---------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class FakeModels(
             x = self._input(source)
             if len(x) != D:
                 fault = Fault("INVALID_ARGUMENT", "INVALID_FIELD", f"has {len(x)} values, not {D}", "inputs.embeds")
-                results.append(sae_pb2.EncodeFeaturesResult(error=fault.status()))
+                results.append(sae_pb2.EncodeFeaturesResult(error=fault.item()))
                 continue
             # The identity on what is positive: the error is what is negative.
             f = np.maximum(x, 0)
@@ -145,7 +145,7 @@ class FakeModels(
         for item in request.items:
             if any(index >= D for index in item.features.indices):
                 fault = Fault("INVALID_ARGUMENT", "INVALID_FIELD", f"features end at {D - 1}", "items.features")
-                results.append(sae_pb2.DecodeFeaturesResult(error=fault.status()))
+                results.append(sae_pb2.DecodeFeaturesResult(error=fault.item()))
                 continue
             x = np.zeros(D, np.float32)
             x[list(item.features.indices)] = item.features.activations

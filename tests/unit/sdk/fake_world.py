@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from faceteer.v1 import errors_pb2
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from PIL import Image
@@ -69,6 +70,19 @@ class Fault:
             retry.retry_delay.FromNanoseconds(int(self.retry_after * 1e9))
             details.append(_packed(retry))
         return status_pb2.Status(code=code_pb2.Code.Value(self.code), message=self.message, details=details)
+
+    def item(self) -> errors_pb2.ItemError:
+        item = errors_pb2.ItemError(
+            code=code_pb2.Code.Value(self.code),
+            message=self.message,
+            reason=self.reason,
+            field=self.field,
+            description=self.message if self.field else "",
+            metadata=self.metadata,
+        )
+        if self.retry_after is not None:
+            item.retry_delay.FromNanoseconds(int(self.retry_after * 1e9))
+        return item
 
 
 class Failure(Exception):

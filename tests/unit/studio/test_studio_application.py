@@ -26,7 +26,7 @@ from faceteer_runtime.cache import Cache
 from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
 from faceteer_runtime.errors import EmbeddingExpired, FaceteerError, InvalidField, RevisionMismatch, UnknownFeature
 from faceteer_runtime.metrics import Metrics
-from faceteer_runtime.status import error_to_status
+from faceteer_runtime.status import error_to_item
 from faceteer_runtime.tensors import to_array, to_tensor
 from faceteer_studio.application import Studio
 from faceteer_studio.layout import Layout
@@ -63,7 +63,7 @@ class Encoder(Upstream, encoder_pb2_grpc.EncoderServiceServicer):
     async def EncodeImages(self, request: Any, context: Any) -> encoder_pb2.EncodeImagesResponse:
         self.note("EncodeImages", request)
         if request.images[0] == b"bad":
-            error = error_to_status(InvalidField("images[0]", "no picture"))
+            error = error_to_item(InvalidField("images[0]", "no picture"))
             return encoder_pb2.EncodeImagesResponse(results=[encoder_pb2.EncodeResult(error=error)])
         x = np.arange(4, dtype=np.float32) + len(request.images[0])
         embedding = tensor_pb2.Embedding(embedding_id=embeds_content_id("enc2", x), embeds=to_tensor(x))

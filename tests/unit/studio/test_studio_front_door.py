@@ -31,7 +31,7 @@ from faceteer_runtime.errors import InvalidField, QueueFull, UnknownFeature, Unr
 from faceteer_runtime.server import RunningServer, start
 from faceteer_runtime.service import Resources, Service
 from faceteer_runtime.settings import ServiceSettings
-from faceteer_runtime.status import error_to_status
+from faceteer_runtime.status import error_to_item
 from faceteer_runtime.tensors import to_tensor
 from faceteer_studio.service import build
 from faceteer_studio.settings import StudioSettings
@@ -54,7 +54,7 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         if request.images[0] == b"full":
             raise QueueFull(1.5)
         if request.images[0] == b"bad":
-            error = error_to_status(UnreadableImage("images[0]", "no picture"))
+            error = error_to_item(UnreadableImage("images[0]", "no picture"))
             return encoder_pb2.EncodeImagesResponse(results=[encoder_pb2.EncodeResult(error=error)])
         embedding = tensor_pb2.Embedding(embedding_id="enc1-" + "0" * 64, embeds=EMBEDS)
         return encoder_pb2.EncodeImagesResponse(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from faceteer.v1 import generator_pb2, library_pb2, library_pb2_grpc, sae_pb2
-from faceteer_runtime.errors import DeadlineExceeded, InvalidField, QueueFull, UnknownFeature
+from faceteer_runtime.errors import DeadlineExceeded, FaceteerError, InvalidField, QueueFull, UnknownFeature
 from faceteer_runtime.request import enter_request, request_context
-from faceteer_runtime.status import error_to_status
+from faceteer_runtime.status import error_to_item, error_to_status
 from faceteer_studio.ports import SERVICES, Call, EncoderPort, GeneratorPort, LibraryPort, Local, Ports, SaePort
-from faceteer_studio.upstream_errors import at_our_field, from_status
+from faceteer_studio.upstream_errors import at_our_field, from_item, from_status
 
 
 class Recording:
@@ -195,15 +195,22 @@ def test_a_field_is_renamed_by_its_longest_beginning() -> None:
     assert at_our_field(without, fields) is without
 
 
-def test_another_services_failure_keeps_its_status_reason_details_and_words() -> None:
-    failure = from_status(error_to_status(QueueFull(1.5)))
+@pytest.mark.parametrize(
+    "passed_on",
+    [lambda error: from_status(error_to_status(error)), lambda error: from_item(error_to_item(error))],
+    ids=["call", "item"],
+)
+def test_another_services_failure_keeps_its_status_reason_details_and_words(
+    passed_on: Callable[[FaceteerError], FaceteerError],
+) -> None:
+    failure = passed_on(QueueFull(1.5))
     assert (failure.status, failure.reason, failure.retry_after_s) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", 1.5)
     assert (failure.field, failure.metadata) == (None, {})
-    failure = from_status(error_to_status(InvalidField("x", "wrong")))
+    failure = passed_on(InvalidField("x", "wrong"))
     assert (failure.field, failure.description, failure.message, failure.retry_after_s) == (
         "x", "wrong", "x: wrong", None,
     )  # fmt: skip
-    failure = from_status(error_to_status(UnknownFeature("none", ["a", "b"])))
+    failure = passed_on(UnknownFeature("none", ["a", "b"]))
     assert failure.metadata == {"nearest": "a, b"}
 
 

@@ -18,7 +18,7 @@ from faceteer._transport.blocking import Stream, items_of, next_item, sleep, tel
 from faceteer._transport.calls import END
 from faceteer._transport.methods import STREAM_ENCODE_IMAGES
 from faceteer._transport.retries import Attempts
-from faceteer._transport.status import error_from_status
+from faceteer._transport.status import error_from_item
 from faceteer._views.progress import Bar
 from faceteer.v1 import encoder_pb2
 
@@ -168,7 +168,7 @@ class Bulk:
             self._rows[index] = to_array(result.embedding.embeds)
             self._count()
             return
-        error = error_from_status(result.error, address=self._connection.address)
+        error = error_from_item(result.error, address=self._connection.address)
         tries = self._item_tries.setdefault(index, Attempts(self._connection.retries, self._attempts.remaining))
         try:
             # The picture stays pending for the next stream.

@@ -16,7 +16,7 @@ from faceteer._transport.blocking import Transport, sleep, work
 from faceteer._transport.channels import Endpoint
 from faceteer._transport.methods import GET_STUDIO, OPEN_IMAGE, Method
 from faceteer._transport.retries import Attempts, Retries, Timeouts, check_timeout
-from faceteer._transport.status import error_from_status
+from faceteer._transport.status import error_from_item
 from faceteer.v1 import studio_pb2
 
 R = TypeVar("R", bound=Message)
@@ -94,7 +94,7 @@ class Connection:
                 if result.WhichOneof("result") != "error":
                     found.append(result)
                     continue
-                error = error_from_status(result.error, address=self.address)
+                error = error_from_item(result.error, address=self.address)
                 error.index = start + offset
                 if not keep_errors:
                     raise error

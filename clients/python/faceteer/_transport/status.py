@@ -1,4 +1,4 @@
-"""A failed call or item, as ``google.rpc.Status``, to the one exception that fits it."""
+"""A failed call, as ``google.rpc.Status``, or item, as ``ItemError``, to the one exception that fits it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from faceteer import _errors as errors
+from faceteer.v1 import errors_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
@@ -68,9 +69,20 @@ class _Details:
 
 
 def error_from_status(status: status_pb2.Status, *, request_id: str = "", address: str = "") -> errors.FaceteerError:
-    """The exception for a ``google.rpc.Status``: a failed call's, or one item's of a batch."""
-    name = code_pb2.Code.Name(status.code) if status.code in code_pb2.Code.values() else "UNKNOWN"
-    return _build(name, status.message, _read(status), request_id, address)
+    """The exception for a failed call's ``google.rpc.Status``."""
+    return _build(_code(status.code), status.message, _read(status), request_id, address)
+
+
+def error_from_item(item: errors_pb2.ItemError, *, address: str) -> errors.FaceteerError:
+    """The exception for one item of a batch."""
+    details = _Details(
+        reason=item.reason,
+        metadata=dict(item.metadata),
+        field_path=item.field,
+        description=item.description,
+        retry_after=item.retry_delay.ToNanoseconds() / 1e9 if item.HasField("retry_delay") else None,
+    )
+    return _build(_code(item.code), item.message, details, "", address)
 
 
 def error_from_rpc(error: Any, *, address: str, timeout: float | None) -> errors.FaceteerError:
@@ -118,6 +130,10 @@ def error_from_call(
     if code == "UNIMPLEMENTED":
         message = f"the server at {address} does not serve this call; is it Faceteer, and this version? ({message})"
     return _build(code, message, _Details(), request_id, address)
+
+
+def _code(number: int) -> str:
+    return code_pb2.Code.Name(number) if number in code_pb2.Code.values() else "UNKNOWN"
 
 
 def _read(status: status_pb2.Status) -> _Details:

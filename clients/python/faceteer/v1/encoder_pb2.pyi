@@ -4,12 +4,12 @@ isort:skip_file
 Pictures and text to CLIP embeddings."""
 
 from collections import abc as _abc
+from faceteer.v1 import errors_pb2 as _errors_pb2
 from faceteer.v1 import execution_pb2 as _execution_pb2
 from faceteer.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -138,14 +138,14 @@ class EncodeResult(_message.Message):
         """The embedding."""
 
     @_builtins.property
-    def error(self) -> _status_pb2.Status:
-        """Why this item has none; details as for a failed call."""
+    def error(self) -> _errors_pb2.ItemError:
+        """Why this item has none."""
 
     def __init__(
         self,
         *,
         embedding: _tensor_pb2.Embedding | None = ...,
-        error: _status_pb2.Status | None = ...,
+        error: _errors_pb2.ItemError | None = ...,
         cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "error", b"error", "result", b"result"]  # noqa: Y015

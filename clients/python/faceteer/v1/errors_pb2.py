@@ -22,15 +22,23 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61\x63\x65teer/v1/errors.proto\x12\x0b\x66\x61\x63\x65teer.v1*\xf9\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12!\n\x1d\x45RROR_REASON_UNREADABLE_IMAGE\x10\x02\x12 \n\x1c\x45RROR_REASON_IMAGE_TOO_LARGE\x10\x03\x12 \n\x1c\x45RROR_REASON_BATCH_TOO_LARGE\x10\x04\x12\"\n\x1e\x45RROR_REASON_EMBEDDING_EXPIRED\x10\x05\x12 \n\x1c\x45RROR_REASON_UNKNOWN_FEATURE\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_ICON_NOT_MADE\x10\x07\x12\"\n\x1e\x45RROR_REASON_REVISION_MISMATCH\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_NOT_IN_BUNDLE\x10\t\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\n\x12\x19\n\x15\x45RROR_REASON_STARTING\x10\x0b\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0c\x12%\n!ERROR_REASON_UPSTREAM_UNAVAILABLE\x10\r\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0e\x12\"\n\x1e\x45RROR_REASON_MESSAGE_TOO_LARGE\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_NOT_PERMITTED\x10\x10\x12\x1e\n\x1a\x45RROR_REASON_NOISE_EXPIRED\x10\x11\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x12\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61\x63\x65teer/v1/errors.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x1egoogle/protobuf/duration.proto\"\xf7\x01\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x36\n\x08metadata\x18\x06 \x03(\x0b\x32$.faceteer.v1.ItemError.MetadataEntry\x12.\n\x0bretry_delay\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xf9\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12!\n\x1d\x45RROR_REASON_UNREADABLE_IMAGE\x10\x02\x12 \n\x1c\x45RROR_REASON_IMAGE_TOO_LARGE\x10\x03\x12 \n\x1c\x45RROR_REASON_BATCH_TOO_LARGE\x10\x04\x12\"\n\x1e\x45RROR_REASON_EMBEDDING_EXPIRED\x10\x05\x12 \n\x1c\x45RROR_REASON_UNKNOWN_FEATURE\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_ICON_NOT_MADE\x10\x07\x12\"\n\x1e\x45RROR_REASON_REVISION_MISMATCH\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_NOT_IN_BUNDLE\x10\t\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\n\x12\x19\n\x15\x45RROR_REASON_STARTING\x10\x0b\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0c\x12%\n!ERROR_REASON_UPSTREAM_UNAVAILABLE\x10\r\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0e\x12\"\n\x1e\x45RROR_REASON_MESSAGE_TOO_LARGE\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_NOT_PERMITTED\x10\x10\x12\x1e\n\x1a\x45RROR_REASON_NOISE_EXPIRED\x10\x11\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x12\x42\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'faceteer.v1.errors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_ERRORREASON']._serialized_start=42
-  _globals['_ERRORREASON']._serialized_end=675
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z\026faceteer/v1;faceteerv1'
+  _globals['_ITEMERROR_METADATAENTRY']._loaded_options = None
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_ERRORREASON']._serialized_start=324
+  _globals['_ERRORREASON']._serialized_end=957
+  _globals['_ITEMERROR']._serialized_start=74
+  _globals['_ITEMERROR']._serialized_end=321
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_start=274
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_end=321
 # @@protoc_insertion_point(module_scope)

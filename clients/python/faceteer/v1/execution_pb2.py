@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61\x63\x65teer/v1/execution.proto\x12\x0b\x66\x61\x63\x65teer.v1\"\x7f\n\tExecution\x12\x16\n\x0emodel_revision\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x02 \x01(\x08\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\x12\x10\n\x08\x63\x61\x63he_us\x18\x05 \x01(\x04\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"M\n\tRevisions\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0b\n\x03sae\x18\x02 \x01(\t\x12\x11\n\tgenerator\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\"(\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61\x63\x65teer/v1/execution.proto\x12\x0b\x66\x61\x63\x65teer.v1\"\x7f\n\tExecution\x12\x16\n\x0emodel_revision\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x02 \x01(\x08\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\x12\x10\n\x08\x63\x61\x63he_us\x18\x05 \x01(\x04\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"M\n\tRevisions\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0b\n\x03sae\x18\x02 \x01(\t\x12\x11\n\tgenerator\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\"(\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\tB\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'faceteer.v1.execution_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z\026faceteer/v1;faceteerv1'
   _globals['_EXECUTION']._serialized_start=44
   _globals['_EXECUTION']._serialized_end=171
   _globals['_REVISIONS']._serialized_start=173

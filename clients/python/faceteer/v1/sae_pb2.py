@@ -23,46 +23,47 @@ _sym_db = _symbol_database.Default()
 
 
 from faceteer.v1 import edits_pb2 as faceteer_dot_v1_dot_edits__pb2
+from faceteer.v1 import errors_pb2 as faceteer_dot_v1_dot_errors__pb2
 from faceteer.v1 import execution_pb2 as faceteer_dot_v1_dot_execution__pb2
 from faceteer.v1 import tensor_pb2 as faceteer_dot_v1_dot_tensor__pb2
-from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x61\x63\x65teer/v1/sae.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x17\x66\x61\x63\x65teer/v1/edits.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\x1a\x17google/rpc/status.proto\"\x0f\n\rGetSaeRequest\"\xc8\x01\n\x0eGetSaeResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x18\n\x10\x65ncoder_revision\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0c\n\x04\x64_in\x18\x05 \x01(\r\x12\r\n\x05\x64_sae\x18\x06 \x01(\r\x12\t\n\x01k\x18\x07 \x01(\r\x12\x16\n\x0ehas_statistics\x18\x08 \x01(\x08\x12\x11\n\tmax_batch\x18\t \x01(\r\x12\x11\n\tmax_edits\x18\n \x01(\r\"n\n\x15\x45ncodeFeaturesRequest\x12(\n\x06inputs\x18\x01 \x03(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12\x14\n\x0cmax_features\x18\x02 \x01(\r\x12\x15\n\rinclude_error\x18\x03 \x01(\x08\"\xe8\x01\n\x0f\x46\x65\x61tureEncoding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\t\x12-\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x1b.faceteer.v1.SparseFeatures\x12\n\n\x02l0\x18\x03 \x01(\r\x12\x1a\n\x12\x65xplained_variance\x18\x04 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x05 \x01(\x02\x12\x0c\n\x04norm\x18\x06 \x01(\x02\x12\"\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x13.faceteer.v1.Tensor\x12&\n\x08warnings\x18\x08 \x03(\x0b\x32\x14.faceteer.v1.Warning\"\x87\x01\n\x14\x45ncodeFeaturesResult\x12\x30\n\x08\x65ncoding\x18\x01 \x01(\x0b\x32\x1c.faceteer.v1.FeatureEncodingH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x42\x08\n\x06result\"w\n\x16\x45ncodeFeaturesResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.faceteer.v1.EncodeFeaturesResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"_\n\nDecodeItem\x12-\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1b.faceteer.v1.SparseFeatures\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.faceteer.v1.Tensor\"o\n\x15\x44\x65\x63odeFeaturesRequest\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.faceteer.v1.DecodeItem\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"r\n\x14\x44\x65\x63odeFeaturesResult\x12+\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.EmbeddingH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"w\n\x16\x44\x65\x63odeFeaturesResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.faceteer.v1.DecodeFeaturesResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xb4\x01\n\x11\x45\x64itEmbedsRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12 \n\x05\x65\x64its\x18\x02 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12\x0f\n\x07measure\x18\x03 \x01(\x08\x12\x13\n\x0bmax_drifted\x18\x04 \x01(\r\x12.\n\x0c\x65lement_type\x18\x05 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"\x93\x01\n\x12\x45\x64itEmbedsResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x17.faceteer.v1.EditReport\x12)\n\texecution\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\x8e\x01\n\x13\x44iffFeaturesRequest\x12(\n\x06source\x18\x01 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12(\n\x06target\x18\x02 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12\x10\n\x08\x63overage\x18\x03 \x01(\x02\x12\x11\n\tmax_edits\x18\x04 \x01(\r\"\xa6\x01\n\x14\x44iffFeaturesResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12\x10\n\x08\x63overage\x18\x02 \x01(\x02\x12\x1a\n\x12\x64iffering_features\x18\x03 \x01(\r\x12\x13\n\x0bunexplained\x18\x04 \x01(\x02\x12)\n\texecution\x18\x05 \x01(\x0b\x32\x16.faceteer.v1.Execution2\xa9\x03\n\nSaeService\x12\x41\n\x06GetSae\x12\x1a.faceteer.v1.GetSaeRequest\x1a\x1b.faceteer.v1.GetSaeResponse\x12Y\n\x0e\x45ncodeFeatures\x12\".faceteer.v1.EncodeFeaturesRequest\x1a#.faceteer.v1.EncodeFeaturesResponse\x12Y\n\x0e\x44\x65\x63odeFeatures\x12\".faceteer.v1.DecodeFeaturesRequest\x1a#.faceteer.v1.DecodeFeaturesResponse\x12M\n\nEditEmbeds\x12\x1e.faceteer.v1.EditEmbedsRequest\x1a\x1f.faceteer.v1.EditEmbedsResponse\x12S\n\x0c\x44iffFeatures\x12 .faceteer.v1.DiffFeaturesRequest\x1a!.faceteer.v1.DiffFeaturesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x61\x63\x65teer/v1/sae.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x17\x66\x61\x63\x65teer/v1/edits.proto\x1a\x18\x66\x61\x63\x65teer/v1/errors.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\x0f\n\rGetSaeRequest\"\xc8\x01\n\x0eGetSaeResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x18\n\x10\x65ncoder_revision\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0c\n\x04\x64_in\x18\x05 \x01(\r\x12\r\n\x05\x64_sae\x18\x06 \x01(\r\x12\t\n\x01k\x18\x07 \x01(\r\x12\x16\n\x0ehas_statistics\x18\x08 \x01(\x08\x12\x11\n\tmax_batch\x18\t \x01(\r\x12\x11\n\tmax_edits\x18\n \x01(\r\"n\n\x15\x45ncodeFeaturesRequest\x12(\n\x06inputs\x18\x01 \x03(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12\x14\n\x0cmax_features\x18\x02 \x01(\r\x12\x15\n\rinclude_error\x18\x03 \x01(\x08\"\xe8\x01\n\x0f\x46\x65\x61tureEncoding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\t\x12-\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x1b.faceteer.v1.SparseFeatures\x12\n\n\x02l0\x18\x03 \x01(\r\x12\x1a\n\x12\x65xplained_variance\x18\x04 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x05 \x01(\x02\x12\x0c\n\x04norm\x18\x06 \x01(\x02\x12\"\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x13.faceteer.v1.Tensor\x12&\n\x08warnings\x18\x08 \x03(\x0b\x32\x14.faceteer.v1.Warning\"\x8b\x01\n\x14\x45ncodeFeaturesResult\x12\x30\n\x08\x65ncoding\x18\x01 \x01(\x0b\x32\x1c.faceteer.v1.FeatureEncodingH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.ItemErrorH\x00\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x42\x08\n\x06result\"w\n\x16\x45ncodeFeaturesResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.faceteer.v1.EncodeFeaturesResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"_\n\nDecodeItem\x12-\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1b.faceteer.v1.SparseFeatures\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.faceteer.v1.Tensor\"o\n\x15\x44\x65\x63odeFeaturesRequest\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.faceteer.v1.DecodeItem\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"v\n\x14\x44\x65\x63odeFeaturesResult\x12+\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.EmbeddingH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.ItemErrorH\x00\x42\x08\n\x06result\"w\n\x16\x44\x65\x63odeFeaturesResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.faceteer.v1.DecodeFeaturesResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xb4\x01\n\x11\x45\x64itEmbedsRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12 \n\x05\x65\x64its\x18\x02 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12\x0f\n\x07measure\x18\x03 \x01(\x08\x12\x13\n\x0bmax_drifted\x18\x04 \x01(\r\x12.\n\x0c\x65lement_type\x18\x05 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"\x93\x01\n\x12\x45\x64itEmbedsResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x17.faceteer.v1.EditReport\x12)\n\texecution\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\x8e\x01\n\x13\x44iffFeaturesRequest\x12(\n\x06source\x18\x01 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12(\n\x06target\x18\x02 \x01(\x0b\x32\x18.faceteer.v1.EmbedsInput\x12\x10\n\x08\x63overage\x18\x03 \x01(\x02\x12\x11\n\tmax_edits\x18\x04 \x01(\r\"\xa6\x01\n\x14\x44iffFeaturesResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12\x10\n\x08\x63overage\x18\x02 \x01(\x02\x12\x1a\n\x12\x64iffering_features\x18\x03 \x01(\r\x12\x13\n\x0bunexplained\x18\x04 \x01(\x02\x12)\n\texecution\x18\x05 \x01(\x0b\x32\x16.faceteer.v1.Execution2\xa9\x03\n\nSaeService\x12\x41\n\x06GetSae\x12\x1a.faceteer.v1.GetSaeRequest\x1a\x1b.faceteer.v1.GetSaeResponse\x12Y\n\x0e\x45ncodeFeatures\x12\".faceteer.v1.EncodeFeaturesRequest\x1a#.faceteer.v1.EncodeFeaturesResponse\x12Y\n\x0e\x44\x65\x63odeFeatures\x12\".faceteer.v1.DecodeFeaturesRequest\x1a#.faceteer.v1.DecodeFeaturesResponse\x12M\n\nEditEmbeds\x12\x1e.faceteer.v1.EditEmbedsRequest\x1a\x1f.faceteer.v1.EditEmbedsResponse\x12S\n\x0c\x44iffFeatures\x12 .faceteer.v1.DiffFeaturesRequest\x1a!.faceteer.v1.DiffFeaturesResponseB\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'faceteer.v1.sae_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_GETSAEREQUEST']._serialized_start=143
-  _globals['_GETSAEREQUEST']._serialized_end=158
-  _globals['_GETSAERESPONSE']._serialized_start=161
-  _globals['_GETSAERESPONSE']._serialized_end=361
-  _globals['_ENCODEFEATURESREQUEST']._serialized_start=363
-  _globals['_ENCODEFEATURESREQUEST']._serialized_end=473
-  _globals['_FEATUREENCODING']._serialized_start=476
-  _globals['_FEATUREENCODING']._serialized_end=708
-  _globals['_ENCODEFEATURESRESULT']._serialized_start=711
-  _globals['_ENCODEFEATURESRESULT']._serialized_end=846
-  _globals['_ENCODEFEATURESRESPONSE']._serialized_start=848
-  _globals['_ENCODEFEATURESRESPONSE']._serialized_end=967
-  _globals['_DECODEITEM']._serialized_start=969
-  _globals['_DECODEITEM']._serialized_end=1064
-  _globals['_DECODEFEATURESREQUEST']._serialized_start=1066
-  _globals['_DECODEFEATURESREQUEST']._serialized_end=1177
-  _globals['_DECODEFEATURESRESULT']._serialized_start=1179
-  _globals['_DECODEFEATURESRESULT']._serialized_end=1293
-  _globals['_DECODEFEATURESRESPONSE']._serialized_start=1295
-  _globals['_DECODEFEATURESRESPONSE']._serialized_end=1414
-  _globals['_EDITEMBEDSREQUEST']._serialized_start=1417
-  _globals['_EDITEMBEDSREQUEST']._serialized_end=1597
-  _globals['_EDITEMBEDSRESPONSE']._serialized_start=1600
-  _globals['_EDITEMBEDSRESPONSE']._serialized_end=1747
-  _globals['_DIFFFEATURESREQUEST']._serialized_start=1750
-  _globals['_DIFFFEATURESREQUEST']._serialized_end=1892
-  _globals['_DIFFFEATURESRESPONSE']._serialized_start=1895
-  _globals['_DIFFFEATURESRESPONSE']._serialized_end=2061
-  _globals['_SAESERVICE']._serialized_start=2064
-  _globals['_SAESERVICE']._serialized_end=2489
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z\026faceteer/v1;faceteerv1'
+  _globals['_GETSAEREQUEST']._serialized_start=144
+  _globals['_GETSAEREQUEST']._serialized_end=159
+  _globals['_GETSAERESPONSE']._serialized_start=162
+  _globals['_GETSAERESPONSE']._serialized_end=362
+  _globals['_ENCODEFEATURESREQUEST']._serialized_start=364
+  _globals['_ENCODEFEATURESREQUEST']._serialized_end=474
+  _globals['_FEATUREENCODING']._serialized_start=477
+  _globals['_FEATUREENCODING']._serialized_end=709
+  _globals['_ENCODEFEATURESRESULT']._serialized_start=712
+  _globals['_ENCODEFEATURESRESULT']._serialized_end=851
+  _globals['_ENCODEFEATURESRESPONSE']._serialized_start=853
+  _globals['_ENCODEFEATURESRESPONSE']._serialized_end=972
+  _globals['_DECODEITEM']._serialized_start=974
+  _globals['_DECODEITEM']._serialized_end=1069
+  _globals['_DECODEFEATURESREQUEST']._serialized_start=1071
+  _globals['_DECODEFEATURESREQUEST']._serialized_end=1182
+  _globals['_DECODEFEATURESRESULT']._serialized_start=1184
+  _globals['_DECODEFEATURESRESULT']._serialized_end=1302
+  _globals['_DECODEFEATURESRESPONSE']._serialized_start=1304
+  _globals['_DECODEFEATURESRESPONSE']._serialized_end=1423
+  _globals['_EDITEMBEDSREQUEST']._serialized_start=1426
+  _globals['_EDITEMBEDSREQUEST']._serialized_end=1606
+  _globals['_EDITEMBEDSRESPONSE']._serialized_start=1609
+  _globals['_EDITEMBEDSRESPONSE']._serialized_end=1756
+  _globals['_DIFFFEATURESREQUEST']._serialized_start=1759
+  _globals['_DIFFFEATURESREQUEST']._serialized_end=1901
+  _globals['_DIFFFEATURESRESPONSE']._serialized_start=1904
+  _globals['_DIFFFEATURESRESPONSE']._serialized_end=2070
+  _globals['_SAESERVICE']._serialized_start=2073
+  _globals['_SAESERVICE']._serialized_end=2498
 # @@protoc_insertion_point(module_scope)

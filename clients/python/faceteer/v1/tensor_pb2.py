@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61\x63\x65teer/v1/tensor.proto\x12\x0b\x66\x61\x63\x65teer.v1\"U\n\x06Tensor\x12.\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x18.faceteer.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"F\n\x0eSparseFeatures\x12\x0f\n\x07indices\x18\x01 \x03(\r\x12\x13\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x12\x0e\n\x06scaled\x18\x03 \x03(\x02\"F\n\tEmbedding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\t\x12#\n\x06\x65mbeds\x18\x02 \x01(\x0b\x32\x13.faceteer.v1.Tensor\"V\n\x0b\x45mbedsInput\x12%\n\x06\x65mbeds\x18\x01 \x01(\x0b\x32\x13.faceteer.v1.TensorH\x00\x12\x16\n\x0c\x65mbedding_id\x18\x02 \x01(\tH\x00\x42\x08\n\x06source*_\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61\x63\x65teer/v1/tensor.proto\x12\x0b\x66\x61\x63\x65teer.v1\"U\n\x06Tensor\x12.\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x18.faceteer.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"F\n\x0eSparseFeatures\x12\x0f\n\x07indices\x18\x01 \x03(\r\x12\x13\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x12\x0e\n\x06scaled\x18\x03 \x03(\x02\"F\n\tEmbedding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\t\x12#\n\x06\x65mbeds\x18\x02 \x01(\x0b\x32\x13.faceteer.v1.Tensor\"V\n\x0b\x45mbedsInput\x12%\n\x06\x65mbeds\x18\x01 \x01(\x0b\x32\x13.faceteer.v1.TensorH\x00\x12\x16\n\x0c\x65mbedding_id\x18\x02 \x01(\tH\x00\x42\x08\n\x06source*_\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x02\x42\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'faceteer.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z\026faceteer/v1;faceteerv1'
   _globals['_ELEMENTTYPE']._serialized_start=360
   _globals['_ELEMENTTYPE']._serialized_end=455
   _globals['_TENSOR']._serialized_start=41
