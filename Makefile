@@ -1,7 +1,7 @@
 # Everything a person does with this repository, one word each. `make` alone lists them.
 
 PYTHON ?= python3
-BUNDLE ?= deploy/bundles/postcards
+BUNDLE ?= $(or $(FACETEER_BUNDLE),deploy/bundles/postcards)
 ADDRESS ?= 127.0.0.1:50050
 # A machine without a GPU can take PyTorch's smaller CPU build: set this to the address of PyTorch's CPU wheel index
 # (pytorch.org, "Get started", compute platform CPU). torch and torchvision then both come from there.
@@ -38,10 +38,10 @@ $(VENV)/installed: constraints.txt pyproject.toml tests/originals.txt $(wildcard
 demo: setup ## open a picture, print its features, edit it twice, show before and after
 	@$(BIN)/python deploy/demo.py --bundle $(BUNDLE)
 
-up: setup ## start the all-in-one server and leave it running
-	@$(BIN)/python deploy/local_server.py up --address $(ADDRESS) --bundle $${FACETEER_BUNDLE:-$(BUNDLE)}
+up: setup ## start a server and leave it running; other bundles and ports: BUNDLE=DIR ADDRESS=127.0.0.1:PORT
+	@$(BIN)/python deploy/local_server.py up --address $(ADDRESS) --bundle $(BUNDLE)
 
-down: ## stop the server that `make up` started
+down: ## stop the server that `make up` started, at ADDRESS if given
 	@$(BIN)/python deploy/local_server.py down --address $(ADDRESS)
 
 test: setup lint ## lint, then every test (a real Redis included)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import faceteer
-from local_server import ROOT, temporary_server
+from local_server import ROOT, opened_bundle, temporary_server
 from PIL import Image, ImageDraw
 
 # (words to look for among the labels, what to say about it)
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="a picture of your own instead of the bundle's first example")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
     arguments = parser.parse_args()
+    opened_bundle(arguments.bundle)
     examples = sorted((arguments.bundle / "examples").glob("*.png"))
     day = [path for path in examples if "day" in path.stem]
     example = arguments.image or next(iter(day or examples), None)

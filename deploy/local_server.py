@@ -1,11 +1,12 @@
 """Starts and stops an all-in-one server on this machine: `make up`, `make down`, and the demo's own server.
 
-It keeps a process's id in build/up, and asks gRPC health whether the server is ready.
+What it started is recorded in build/up; what a server serves, the server says itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -15,12 +16,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
+from faceteer.v1 import studio_pb2, studio_pb2_grpc
+from faceteer_runtime.bundle import Bundle, BundleError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / "build" / "up"
+DEFAULT_ADDRESS = "127.0.0.1:50050"
+SHIPPED = Path("deploy/bundles/postcards")
 
 
 def free_address() -> str:
@@ -38,6 +44,33 @@ def is_serving(address: str, timeout: float = 1.0) -> bool:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def opened_bundle(path: Path) -> Bundle:
+    """The bundle, looked at before a server starts on it.
+
+    Raises:
+        SystemExit: it cannot be served; says why, and what can.
+    """
+    try:
+        return Bundle.open(path)
+    except BundleError as error:
+        raise SystemExit(
+            f"{error}\nThe bundle that ships with the repository is served by:  make up BUNDLE={SHIPPED}\n"
+            "One of your own is made in docs/your-own-library.md."
+        ) from None
+
+
+def served(address: str) -> tuple[str, dict[str, str]] | None:
+    """The name and the parts' revisions of the bundle that Faceteer serves at ``address``; None if it does not say."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = studio_pb2_grpc.StudioServiceStub(channel).GetStudio(studio_pb2.GetStudioRequest(), timeout=5)
+        except grpc.RpcError:
+            return None
+    return answer.bundle, {
+        part.name: getattr(answer.revisions, part.name) for part in answer.revisions.DESCRIPTOR.fields
+    }
 
 
 def command(address: str, bundle: Path) -> list[str]:
@@ -96,7 +129,7 @@ def temporary_server(bundle: Path) -> Iterator[str]:
     """An all-in-one server on a free loopback port for the duration of a ``with`` block."""
     address = free_address()
     STATE.mkdir(parents=True, exist_ok=True)
-    log = STATE / f"{address.rpartition(':')[2]}.log"
+    log = _state(address, "log")
     with log.open("wb") as output:
         process = subprocess.Popen(command(address, bundle), cwd=ROOT, stdout=output, stderr=output)
     try:
@@ -108,36 +141,94 @@ def temporary_server(bundle: Path) -> Iterator[str]:
 
 
 def up(address: str, bundle: Path) -> None:
-    STATE.mkdir(parents=True, exist_ok=True)
-    port = address.rpartition(":")[2]
+    """Leaves a server of ``bundle`` running at ``address``; one that `make up` started on another bundle makes way.
+
+    Raises:
+        SystemExit: the bundle cannot be served, something else has the address, or the server did not start.
+    """
+    asked = opened_bundle(bundle)
+    there = _started_at(address)
     if is_serving(address):
-        print(f"Already serving at {address}.")
-        return
-    log = STATE / f"{port}.log"
+        name, revisions = served(address) or ("", {})
+        if revisions and all(revisions.get(part.name, "") == part.revision for part in asked.parts.values()):
+            print(f"{bundle} is already served at {address}.")
+            _say_what_next(address, bundle, there is not None)
+            return
+        if there is None:
+            what = f"the bundle {name!r}" if name else "something that does not say which bundle it serves"
+            port = free_address().rpartition(":")[2]
+            raise SystemExit(
+                f"{address} is taken: it serves {what}, not {bundle}, and was not started here by `make up`.\n"
+                f"Stop it where it was started, or take another port:  make up ADDRESS=127.0.0.1:{port} BUNDLE={bundle}"
+            )
+    if there is not None:
+        print(f"Stopping the server of {there.bundle} at {address} ...")
+        stop(there.pid)
+    STATE.mkdir(parents=True, exist_ok=True)
+    log = _state(address, "log")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(address, bundle),
+            command(address, bundle.resolve()),
             cwd=ROOT,
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+    _state(address, "json").write_text(json.dumps(Started(process.pid, address, str(bundle))._asdict()))
     wait_until_serving(process, address, log)
-    (STATE / f"{port}.pid").write_text(str(process.pid))
     print(f"Serving {bundle} at {address} (process {process.pid}, log {log.relative_to(ROOT)}).")
-    example = next(iter(sorted((bundle / "examples").glob("*.png"))), "PICTURE")
-    print(f"Try:  .venv/bin/faceteer --address {address} open {example}")
-    print("Stop: make down")
+    _say_what_next(address, bundle, True)
 
 
 def down(address: str) -> None:
-    record = STATE / f"{address.rpartition(':')[2]}.pid"
-    if not record.exists():
-        raise SystemExit(f"no server that `make up` started at {address}")
-    stop(int(record.read_text()))
-    record.unlink()
-    print(f"Stopped the server at {address}.")
+    """Stops what `make up` started at ``address``.
+
+    Raises:
+        SystemExit: nothing of the kind runs; says where something does.
+    """
+    there = _started_at(address)
+    if there is None:
+        others = [other for path in sorted(STATE.glob("*.json")) if (other := _running(path)) is not None]
+        hint = "".join(f"\nOne runs at {o.address}; to stop it:  make down ADDRESS={o.address}" for o in others)
+        raise SystemExit(f"no server that `make up` started runs at {address}{hint}")
+    stop(there.pid)
+    _state(address, "json").unlink(missing_ok=True)
+    print(f"Stopped the server of {there.bundle} at {address}.")
+
+
+class Started(NamedTuple):
+    """A server that `make up` started and that still runs."""
+
+    pid: int
+    address: str
+    bundle: str
+
+
+def _started_at(address: str) -> Started | None:
+    return _running(_state(address, "json"))
+
+
+def _running(record: Path) -> Started | None:
+    try:
+        started = Started(**json.loads(record.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    # After a restart of the machine the id may be another program's.
+    shown = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(started.pid)], capture_output=True, text=True)
+    return started if "faceteer_studio" in shown.stdout and started.address in shown.stdout else None
+
+
+def _state(address: str, kind: str) -> Path:
+    return STATE / f"{address.rpartition(':')[2]}.{kind}"
+
+
+def _say_what_next(address: str, bundle: Path, ours: bool) -> None:
+    example = next(iter(sorted((bundle / "examples").glob("*.png"))), "PICTURE")
+    elsewhere = "" if address == DEFAULT_ADDRESS else f" --address {address}"
+    print(f"Try:   .venv/bin/faceteer{elsewhere} open {example}")
+    if ours:
+        print("Stop:  make down" + ("" if address == DEFAULT_ADDRESS else f" ADDRESS={address}"))
 
 
 def _tail(log: Path, lines: int = 15) -> str:
@@ -147,8 +238,8 @@ def _tail(log: Path, lines: int = 15) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=("up", "down"))
-    parser.add_argument("--address", default="127.0.0.1:50050")
-    parser.add_argument("--bundle", type=Path, default=Path("deploy/bundles/postcards"))
+    parser.add_argument("--address", default=DEFAULT_ADDRESS)
+    parser.add_argument("--bundle", type=Path, default=SHIPPED)
     arguments = parser.parse_args()
     if arguments.action == "up":
         up(arguments.address, arguments.bundle)

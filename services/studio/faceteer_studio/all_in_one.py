@@ -8,10 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import faceteer_encoder.service
-import faceteer_generator.service
-import faceteer_library.service
-import faceteer_sae.service
 import grpc
 from faceteer_encoder.settings import EncoderSettings
 from faceteer_generator.settings import GeneratorSettings
@@ -25,19 +21,32 @@ from faceteer_studio.ports import Local, Ports
 from faceteer_studio.service import build_over
 from faceteer_studio.settings import AllInOneSettings
 
-_PARTS: dict[str, tuple[Callable[[Resources], Service], type[ServiceSettings]]] = {
-    "encoder": (faceteer_encoder.service.build, EncoderSettings),
-    "sae": (faceteer_sae.service.build, SaeSettings),
-    "generator": (faceteer_generator.service.build, GeneratorSettings),
-    "library": (faceteer_library.service.build, LibrarySettings),
-}
+_SETTINGS: tuple[type[ServiceSettings], ...] = (EncoderSettings, SaeSettings, GeneratorSettings, LibrarySettings)
+
+
+def _builders() -> dict[str, Callable[[Resources], Service]]:
+    """Each service's own, in the order of their settings.
+
+    Imported only here: that takes seconds, with torch among it, and wrong settings or a missing bundle are told before.
+    """
+    import faceteer_encoder.service
+    import faceteer_generator.service
+    import faceteer_library.service
+    import faceteer_sae.service
+
+    return {
+        "encoder": faceteer_encoder.service.build,
+        "sae": faceteer_sae.service.build,
+        "generator": faceteer_generator.service.build,
+        "library": faceteer_library.service.build,
+    }
 
 
 def build_with(settings: Sequence[ServiceSettings], resources: Resources) -> list[Service]:
     """All five services; ``settings`` are those of encoder, SAE, generator and library, in this order."""
     services = {
         name: build(Resources(own, resources.bundle, resources.cache, resources.metrics, resources.address))
-        for (name, (build, _)), own in zip(_PARTS.items(), settings, strict=True)
+        for (name, build), own in zip(_builders().items(), settings, strict=True)
     }
     local = {name: Local(name, service.register) for name, service in services.items()}
     studio, before_library = build_over(Ports(**local), resources)
@@ -53,12 +62,12 @@ def build_with(settings: Sequence[ServiceSettings], resources: Resources) -> lis
 
 def build(resources: Resources) -> list[Service]:
     """All five services, each with its settings from the environment and what it shares with the process'."""
-    return build_with([settings.from_other(resources.settings) for _, settings in _PARTS.values()], resources)
+    return build_with([settings.from_other(resources.settings) for settings in _SETTINGS], resources)
 
 
 def main(argv: Sequence[str]) -> None:
     """Serves until told to stop. Every service's flags are understood."""
-    own, *others = parse_together((AllInOneSettings, *(settings for _, settings in _PARTS.values())), argv)
+    own, *others = parse_together((AllInOneSettings, *_SETTINGS), argv)
     # What they share follows the process: one address, one bundle, one cache.
     shared = {name: getattr(own, name) for name in ServiceSettings.model_fields}
     run(own, lambda resources: build_with([each.model_copy(update=shared) for each in others], resources))
