@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from faceteer_library.access import Visibility
+from faceteer_library.schema import CAUSAL_JUDGES
 from faceteer_library.texts import Texts, fold
 
 SOURCES = ("", "automatic", "model", "person")
@@ -29,6 +30,7 @@ FIGURES = (
     "detection_balanced_accuracy",
     "causal_score",
 )
+JUDGES = ("", *CAUSAL_JUDGES)
 _SCORES = ("detection_score", "detection_balanced_accuracy", "causal_score")
 
 
@@ -46,6 +48,7 @@ class Row:
     max: float
     detection_score: float | None
     causal_score: float | None
+    causal_judge: str
     safety_class: str
     detection_balanced_accuracy: float | None
     terms: tuple[str, ...]
@@ -72,6 +75,7 @@ class Catalogue:
         texts: the library's own texts, and people's labels that are none of these.
         labels: int32 [n], the number of the shown label's text; people's own come after the library's.
         sources: int8 [n], places in :data:`SOURCES`.
+        judges: int8 [n], places in :data:`JUDGES`: who measured the causal score, where there is one.
         classes: int16 [n], places in ``class_names``.
     """
 
@@ -82,13 +86,14 @@ class Catalogue:
         texts: tuple[Texts, ...],
         labels: np.ndarray,
         sources: np.ndarray,
+        judges: np.ndarray,
         terms: Terms,
         classes: np.ndarray,
         class_names: Sequence[str],
         renamed: np.ndarray | None = None,
     ) -> None:
         self.indices, self.figures, self.texts = indices, figures, texts
-        self.labels, self.sources, self.terms = labels, sources, terms
+        self.labels, self.sources, self.judges, self.terms = labels, sources, judges, terms
         self.classes, self.class_names = classes, tuple(class_names)
         self.renamed = np.zeros(0, np.int64) if renamed is None else renamed
         """Places with a person's label, which stands instead of the automatic one and its other words."""
@@ -96,23 +101,25 @@ class Catalogue:
 
     @classmethod
     def read(cls, rows: Iterable[Sequence[Any]]) -> Catalogue:
-        """From rows by index: (index, label, source, safety class, terms as JSON, then :data:`FIGURES`)."""
+        """From rows by index: (index, label, source, safety class, terms as JSON, judge, then :data:`FIGURES`)."""
         rows = list(rows)
         n = len(rows)
         numbers: dict[str, int] = {"": 0}
-        labels, sources, classes = np.empty(n, np.int32), np.empty(n, np.int8), np.empty(n, np.int16)
+        labels, sources, judges = np.empty(n, np.int32), np.empty(n, np.int8), np.empty(n, np.int8)
+        classes = np.empty(n, np.int16)
         class_numbers: dict[str, int] = {"": 0}
         words: list[int] = []
         offsets = np.zeros(n + 1, np.int64)
-        for place, (_, label, source, safety_class, terms, *_rest) in enumerate(rows):
+        for place, (_, label, source, safety_class, terms, judge, *_rest) in enumerate(rows):
             labels[place] = numbers.setdefault(label, len(numbers))
             sources[place] = SOURCES.index(source) if label else 0
+            judges[place] = JUDGES.index(judge)
             classes[place] = class_numbers.setdefault(safety_class, len(class_numbers))
             if terms != "[]":
                 words += [numbers.setdefault(term, len(numbers)) for term in json.loads(terms)]
             offsets[place + 1] = len(words)
         figures = {
-            name: np.array([row[5 + at] for row in rows], np.float64) for at, name in enumerate(FIGURES)
+            name: np.array([row[6 + at] for row in rows], np.float64) for at, name in enumerate(FIGURES)
         }  # None becomes NaN
         return cls(
             np.fromiter((row[0] for row in rows), np.int64, n),
@@ -120,6 +127,7 @@ class Catalogue:
             (Texts(list(numbers)),),
             labels,
             sources,
+            judges,
             Terms(offsets, np.array(words, np.int32)),
             classes,
             list(class_numbers),
@@ -152,6 +160,7 @@ class Catalogue:
             (own, Texts(list(extra))) if extra else (own,),
             labels,
             sources,
+            self.judges,
             self.terms,
             self.classes,
             self.class_names,
@@ -218,6 +227,7 @@ class Catalogue:
             index=int(self.indices[place]),
             label=self.text(int(self.labels[place])),
             source=SOURCES[self.sources[place]],
+            causal_judge=JUDGES[self.judges[place]] if figures["causal_score"] is not None else "",
             safety_class=self.class_names[self.classes[place]],
             terms=tuple(self.text(int(number)) for number in self.terms.numbers[start:end]),
             **figures,

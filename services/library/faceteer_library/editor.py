@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faceteer_library.schema import LABEL_SOURCES, SELECTIONS, VERSION
+from faceteer_library.schema import CAUSAL_JUDGES, LABEL_SOURCES, SELECTIONS, UPGRADE_2, VERSION
 from faceteer_library.writer import ExampleRow, LibraryDraft
 
 
@@ -29,11 +29,14 @@ class Described:
     detection_score: float | None
     detection_balanced_accuracy: float | None
     causal_score: float | None
+    causal_judge: str
     safety_class: str
 
 
 class LibraryEditor(LibraryDraft):
     """A library file under change, as a ``with`` block: kept when the block ends without an error, else as it was.
+
+    A library of version 2 is one of today's from then on.
 
     Raises:
         ValueError: no library of this version there, or a value that contradicts itself.
@@ -50,6 +53,9 @@ class LibraryEditor(LibraryDraft):
         except sqlite3.DatabaseError as error:
             self.discard()
             raise ValueError(f"{self._path}: not a feature library that can be changed ({error})") from None
+        if self.facts.get("version") == "2":
+            self._connection.executescript(UPGRADE_2)
+            self.facts["version"] = str(VERSION)
         if self.facts.get("version") != str(VERSION):
             self.discard()
             raise ValueError(
@@ -62,7 +68,7 @@ class LibraryEditor(LibraryDraft):
     def features(self) -> Iterator[Described]:
         """Every feature, by index."""
         query = """SELECT feature, label, label_source, terms, firing_share, p99, max, detection_score,
-            detection_balanced_accuracy, causal_score, safety_class FROM features ORDER BY feature"""
+            detection_balanced_accuracy, causal_score, causal_judge, safety_class FROM features ORDER BY feature"""
         for row in self._connection.execute(query).fetchall():
             index, label, source, terms, *figures = row
             yield Described(index, label, source, tuple(json.loads(terms)), *figures)
@@ -110,7 +116,8 @@ class LibraryEditor(LibraryDraft):
             raise ValueError(f"there is no feature {index} in {self._path}")
         if found[0] != label:
             self._connection.execute(
-                """UPDATE features SET detection_score = NULL, detection_balanced_accuracy = NULL, causal_score = NULL
+                """UPDATE features SET detection_score = NULL, detection_balanced_accuracy = NULL, causal_score = NULL,
+                causal_judge = ''
                 WHERE feature = ?""",
                 (index,),
             )
@@ -118,6 +125,7 @@ class LibraryEditor(LibraryDraft):
             """UPDATE features SET label = ?, label_source = ?, terms = ?,
             detection_score = COALESCE(?, detection_score),
             detection_balanced_accuracy = COALESCE(?, detection_balanced_accuracy),
+            causal_judge = CASE WHEN ? IS NULL THEN causal_judge ELSE ? END,
             causal_score = COALESCE(?, causal_score) WHERE feature = ?""",
             (
                 label,
@@ -125,6 +133,8 @@ class LibraryEditor(LibraryDraft):
                 json.dumps(list(terms) if label else [], ensure_ascii=False),
                 detection_score,
                 detection_balanced_accuracy,
+                causal_score,
+                CAUSAL_JUDGES[0],
                 causal_score,
                 index,
             ),
@@ -137,9 +147,14 @@ class LibraryEditor(LibraryDraft):
             (auc, balanced_accuracy, index),
         )
 
-    def causal_score(self, index: int, score: float | None) -> None:
-        """Records how much more what a feature causes looks like its label."""
-        self._connection.execute("UPDATE features SET causal_score = ? WHERE feature = ?", (score, index))
+    def causal_score(self, index: int, score: float | None, judge: str = CAUSAL_JUDGES[0]) -> None:
+        """Records how well a feature's label says what it causes, and who judged; None for not measured."""
+        if judge not in CAUSAL_JUDGES:
+            raise ValueError(f"judge must be one of {CAUSAL_JUDGES}, not {judge!r}")
+        self._connection.execute(
+            "UPDATE features SET causal_score = ?, causal_judge = ? WHERE feature = ?",
+            (score, judge if score is not None else "", index),
+        )
 
     def safety_class(self, index: int, name: str) -> None:
         """Puts a feature into a class that the operator may gate; empty takes it out."""

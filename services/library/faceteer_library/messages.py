@@ -20,6 +20,11 @@ SOURCES = {
     "model": library_pb2.LABEL_SOURCE_MODEL,
     "person": library_pb2.LABEL_SOURCE_PERSON,
 }
+JUDGES = {
+    "": library_pb2.CAUSAL_JUDGE_UNSPECIFIED,
+    "text_tower": library_pb2.CAUSAL_JUDGE_TEXT_TOWER,
+    "classifier": library_pb2.CAUSAL_JUDGE_CLASSIFIER,
+}
 ORDERS = {
     library_pb2.FEATURE_ORDER_UNSPECIFIED: "index",
     library_pb2.FEATURE_ORDER_FIRING_SHARE_DESC: "firing_share",
@@ -110,6 +115,7 @@ def to_feature(row: Row) -> library_pb2.Feature:
         detection_score=row.detection_score,
         detection_balanced_accuracy=row.detection_balanced_accuracy,
         causal_score=row.causal_score,
+        causal_judge=JUDGES[row.causal_judge],
         safety_class=row.safety_class,
         terms=row.terms,
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 
-VERSION = 2
+VERSION = 3
 LABEL_SOURCES = ("automatic", "model")
+# Who looked at an icon: the text tower that gave the label too, or a classifier that had no part in it.
+CAUSAL_JUDGES = ("text_tower", "classifier")
 SELECTIONS = ("strongest", "quantiles")
 RELATIONS = ("coactivating", "rivals", "nearest")
 
@@ -23,6 +25,7 @@ CREATE TABLE features (
     detection_score REAL,
     detection_balanced_accuracy REAL,
     causal_score REAL,
+    causal_judge TEXT NOT NULL DEFAULT '',  -- empty without a causal score
     safety_class TEXT NOT NULL,
     terms TEXT NOT NULL DEFAULT '[]'  -- other words that describe it, best first: a JSON list
 );
@@ -58,6 +61,24 @@ CREATE TABLE IF NOT EXISTS history (
     feature INTEGER NOT NULL, label TEXT NOT NULL, author TEXT NOT NULL, at TEXT NOT NULL
 );
 """
+
+
+UPGRADE_2 = """
+ALTER TABLE features ADD COLUMN causal_judge TEXT NOT NULL DEFAULT '';
+-- Version 2 wrote exactly 0.5 where an icon showed no change, which measures nothing.
+UPDATE features SET causal_score = NULL WHERE causal_score = 0.5;
+UPDATE features SET causal_judge = 'text_tower' WHERE causal_score IS NOT NULL;
+UPDATE meta SET value = '3' WHERE key = 'version';
+"""
+"""From version 2, to be written in version 3; who only reads asks :func:`causal_columns`."""
+
+
+def causal_columns(version: str) -> tuple[str, str]:
+    """SQL for a feature's causal score and its judge in a library of a version, as :data:`UPGRADE_2` makes them."""
+    if version == str(VERSION):
+        return "causal_score", "causal_judge"
+    score = "NULLIF(causal_score, 0.5)"
+    return score, f"CASE WHEN {score} IS NULL THEN '' ELSE 'text_tower' END"
 
 
 def require_fts5() -> None:

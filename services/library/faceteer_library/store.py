@@ -22,7 +22,7 @@ from faceteer_library.access import EVERYTHING, Visibility
 from faceteer_library.catalogue import FIGURES, Catalogue, Row
 from faceteer_library.filters import Filter
 from faceteer_library.label_embeddings import LabelEmbeddings
-from faceteer_library.schema import SELECTIONS, VERSION, require_fts5
+from faceteer_library.schema import SELECTIONS, VERSION, causal_columns, require_fts5
 from faceteer_library.spelling import SpellingIndex
 
 
@@ -77,7 +77,7 @@ class Store:
             self.meta: dict[str, str] = dict(self._read("SELECT key, value FROM meta"))
         except sqlite3.DatabaseError as error:
             raise BundleError(f"{path}: not a feature library ({error})") from None
-        if self.meta.get("version") not in ("1", str(VERSION)):
+        if self.meta.get("version") not in ("1", "2", str(VERSION)):
             raise BundleError(f"{path}: library version {self.meta.get('version')} is not known here ({VERSION} is)")
         self._version_1 = self.meta["version"] == "1"
         try:
@@ -274,10 +274,14 @@ class Store:
         return self._read(query, index, relation)
 
     def _features_query(self) -> str:
-        missing = {"detection_balanced_accuracy": "NULL"} if self._version_1 else {}
-        figures = ", ".join(missing.get(name, name) for name in FIGURES)
+        score, judge = causal_columns(self.meta["version"])
+        instead = {"causal_score": score}
+        if self._version_1:
+            instead["detection_balanced_accuracy"] = "NULL"
+        figures = ", ".join(instead.get(name, name) for name in FIGURES)
         terms = "'[]'" if self._version_1 else "terms"
-        return f"SELECT feature, label, label_source, safety_class, {terms}, {figures} FROM features ORDER BY feature"
+        return f"""SELECT feature, label, label_source, safety_class, {terms}, {judge}, {figures} FROM features
+            ORDER BY feature"""
 
     def _read_embeddings(self) -> tuple[LabelEmbeddings | None, Sequence[str]]:
         rows = [] if self._version_1 else self._read("SELECT label, embeds FROM meanings")

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from faceteer_runtime.files import whole_file
 
-from faceteer_library.schema import LABEL_SOURCES, LIBRARY, RELATIONS, SELECTIONS, VERSION
+from faceteer_library.schema import CAUSAL_JUDGES, LABEL_SOURCES, LIBRARY, RELATIONS, SELECTIONS, VERSION
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class FeatureRow:
         histogram_counts: pictures in each bin, int64 [n].
         label_source: "automatic" or "model".
         detection_score, causal_score, detection_balanced_accuracy: see library.proto; None for not measured.
+        causal_judge: who measured causal_score, one of :data:`faceteer_library.schema.CAUSAL_JUDGES`; ignored without.
         safety_class: empty for none.
         terms: other words that describe it, best first.
     """
@@ -53,6 +54,7 @@ class FeatureRow:
     safety_class: str = ""
     detection_balanced_accuracy: float | None = None
     terms: tuple[str, ...] = ()
+    causal_judge: str = CAUSAL_JUDGES[0]
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class LibraryWriter(LibraryDraft):
         encoder_revision, embed_dim: of the encoder whose embeddings the SAE takes.
 
     Raises:
-        ValueError: a row that contradicts itself (an unknown relation or label source, histogram lengths that differ).
+        ValueError: a row that contradicts itself (an unknown relation, label source or judge, histogram lengths
+            that differ).
     """
 
     def __init__(
@@ -163,10 +166,12 @@ class LibraryWriter(LibraryDraft):
         """Adds one feature; each index once."""
         if row.label_source not in LABEL_SOURCES:
             raise ValueError(f"label_source must be one of {LABEL_SOURCES}, not {row.label_source!r}")
+        if row.causal_judge not in CAUSAL_JUDGES:
+            raise ValueError(f"causal_judge must be one of {CAUSAL_JUDGES}, not {row.causal_judge!r}")
         if len(row.histogram_edges) != len(row.histogram_counts):
             raise ValueError(f"feature {row.index}: histogram edges and counts differ in length")
         self._connection.execute(
-            f"INSERT INTO features VALUES ({', '.join('?' * 15)})",
+            f"INSERT INTO features VALUES ({', '.join('?' * 16)})",
             (
                 row.index,
                 row.label,
@@ -181,6 +186,7 @@ class LibraryWriter(LibraryDraft):
                 row.detection_score,
                 row.detection_balanced_accuracy,
                 row.causal_score,
+                row.causal_judge if row.causal_score is not None else "",
                 row.safety_class,
                 json.dumps(row.terms, ensure_ascii=False),
             ),

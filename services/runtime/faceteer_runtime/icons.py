@@ -4,8 +4,9 @@ The job that draws icons in bulk and the service that draws one on demand both g
 so that each finds what the other made.
 
 The template (an embedding that looks like nothing in particular) is drawn unedited at the left; to the right of it the
-feature is SET to each of :data:`STRENGTHS`, in SCALED units. Every picture has a seed and a noise of its own, the same
-for all in the strip, so that what changes is what the feature changes.
+feature is SWITCHed on at each of :data:`STRENGTHS`, in SCALED units: its rivals are off, since a picture that is told
+to be red and green at once comes out as anything. Every picture has a seed and a noise of its own, the same for all in
+the strip, so that what changes is what the feature changes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def icon_key(
     return cache_key(
         IMAGE,
         f"{generator_revision}+{sae_revision}",
-        b"icon",
+        b"icon-switch",
         np.ascontiguousarray(template, "<f4").tobytes(),
         struct.pack("<IIdIIQ", feature, steps, guidance, *size, seed),
         np.asarray(strengths, "<f8").tobytes(),

@@ -100,7 +100,7 @@ class Icons:
 
 async def _edited(plain: tensor_pb2.EmbedsInput, feature: int, strength: float, call: Call) -> tensor_pb2.EmbedsInput:
     edit = edits_pb2.Edit(
-        feature=edits_pb2.FeatureRef(index=feature), operation=edits_pb2.EDIT_OPERATION_SET, value=strength
+        feature=edits_pb2.FeatureRef(index=feature), operation=edits_pb2.EDIT_OPERATION_SWITCH, value=strength
     )
     answer = await call.ports.sae.edit_embeds(sae_pb2.EditEmbedsRequest(input=plain, edits=[edit]), call)
     return tensor_pb2.EmbedsInput(embeds=answer.embedding.embeds)

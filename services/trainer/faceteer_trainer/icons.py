@@ -1,8 +1,8 @@
-"""Icons: pictures of what turning a feature up causes, drawn in bulk from a template.
+"""Icons: pictures of what switching a feature on causes, drawn in bulk from a template.
 
-An icon is the template, and the template with one feature set to each strength. Every picture is denoised from a noise
-of its own, seeded alike, whatever else is in the batch; so an icon is the same picture wherever and with whichever
-others it is drawn.
+An icon is the template, and the template with one feature switched on at each strength, its rivals off. Every picture
+is denoised from a noise of its own, seeded alike, whatever else is in the batch; so an icon is the same picture
+wherever and with whichever others it is drawn.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from faceteer_runtime import bundle as bundle_format
 from faceteer_runtime.bundle import Bundle
 from faceteer_runtime.icons import SEED, STRENGTHS, TEMPLATE, icon_drawing, icon_key, icon_strip, unpack_template
 from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.statistics import FeatureStatistics, load_statistics
 from PIL import Image
 
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import locked, writing
 from faceteer_trainer.labels.run import WORK, edit_library, score_icons, space_of
+from faceteer_trainer.labels.scores import IconJudge
 from faceteer_trainer.library.templates import OTHER_TEMPLATE, scaled, template_of
 from faceteer_trainer.progress import Progress
 
@@ -58,14 +60,23 @@ class IconSettings:
     batch: int = 24
 
 
-def edited(sae: SparseAutoencoder, template: Floats, feature: int, strengths: Sequence[float], p99: float) -> Floats:
-    """The template with the feature set to each strength, float32 [s, d]: ``x + (v - f(x)) d``."""
+def edited(
+    sae: SparseAutoencoder,
+    statistics: FeatureStatistics,
+    template: Floats,
+    feature: int,
+    strengths: Sequence[float],
+) -> Floats:
+    """The template with the feature switched on at each strength, float32 [s, d].
+
+    ``x + (v - f(x)) d`` less ``f_r(x) d_r`` of each rival r, as the SAE service's SWITCH.
+    """
     (active,) = sae.encode(template[None])
+    rivals = statistics.rivals(feature)
+    off = template - active.at(rivals) @ sae.directions(rivals) if len(rivals) else template
     index = np.array([feature])
-    before = float(active.at(index)[0])
-    direction = sae.directions(index)[0]
-    values = np.asarray(strengths, np.float32) * np.float32(p99)
-    return np.asarray(template + (values - before)[:, None] * direction, np.float32)
+    values = np.asarray(strengths, np.float32) * statistics.p99[feature]
+    return np.asarray(off + (values - active.at(index)[0])[:, None] * sae.directions(index)[0], np.float32)
 
 
 def address(settings: IconSettings, generator_revision: str, sae_revision: str, template: Floats, feature: int) -> str:
@@ -84,9 +95,13 @@ def address(settings: IconSettings, generator_revision: str, sae_revision: str, 
 
 
 def draw_icons(
-    denoiser: Denoiser, sae: SparseAutoencoder, features: Sequence[tuple[int, float, Floats]], settings: IconSettings
+    denoiser: Denoiser,
+    sae: SparseAutoencoder,
+    statistics: FeatureStatistics,
+    features: Sequence[tuple[int, Floats]],
+    settings: IconSettings,
 ) -> Iterator[tuple[int, bytes]]:
-    """(feature, WebP strip) for each (feature, p99, template), a batch at a time.
+    """(feature, WebP strip) for each (feature, template), a batch at a time.
 
     Raises:
         JobError: a picture cannot be drawn.
@@ -95,12 +110,12 @@ def draw_icons(
     each = max(1, settings.batch // len(settings.strengths))
     for start in range(0, len(features), each):
         group = features[start : start + each]
-        for _, _, template in group:
+        for _, template in group:
             if template.tobytes() not in plain:
                 (plain[template.tobytes()],) = _draw(denoiser, [template], settings)
-        embeds = [row for feature, p99, x in group for row in edited(sae, x, feature, settings.strengths, p99)]
+        embeds = [row for feature, x in group for row in edited(sae, statistics, x, feature, settings.strengths)]
         pictures = _draw(denoiser, embeds, settings)
-        for place, (feature, _, template) in enumerate(group):
+        for place, (feature, template) in enumerate(group):
             own = pictures[place * len(settings.strengths) : (place + 1) * len(settings.strengths)]
             yield feature, icon_strip([Image.fromarray(pixels) for pixels in (plain[template.tobytes()], *own)])
 
@@ -131,6 +146,7 @@ def draw_library_icons(
     seed: int = SEED,
     batch: int = 24,
     device: str = "cpu",
+    judge: IconJudge | None = None,
 ) -> tuple[int, int]:
     """Gives features of the bundle's library their icons, and every label its causal score.
 
@@ -144,6 +160,7 @@ def draw_library_icons(
         seed: of every picture's noise.
         batch: pictures drawn together.
         device: where the models run.
+        judge: of the labels it knows; all others are judged by the bundle's own text tower.
 
     Returns:
         How many were drawn, and how many were there already.
@@ -154,6 +171,9 @@ def draw_library_icons(
     """
     bundle = Bundle.open(bundle_directory)
     sae = SparseAutoencoder.load(bundle.part("sae").path)
+    statistics = load_statistics(bundle.part("sae").path, sae.d_in, sae.d_sae)
+    if statistics is None:
+        raise JobError("the bundle's SAE has no statistics to scale strengths by; make them with build-library")
     part = bundle.part("generator")
     kind = str(part.facts.get("kind", KandinskyDecoder.kind))
     denoiser = Denoiser(load_decoder(part.path, kind=kind, device=device))
@@ -178,16 +198,16 @@ def draw_library_icons(
             there = editor.icon_keys()
             revisions = part.revision, bundle.part("sae").revision
             keys = {f.index: address(settings, *revisions, template[f.index], f.index) for f in wanted}
-            left = [(f.index, f.p99, template[f.index]) for f in wanted if there.get(f.index) != keys[f.index]]
+            left = [(f.index, template[f.index]) for f in wanted if there.get(f.index) != keys[f.index]]
             saved = time.monotonic()
-            for done, (feature, webp) in enumerate(draw_icons(denoiser, sae, left, settings)):
+            for done, (feature, webp) in enumerate(draw_icons(denoiser, sae, statistics, left, settings)):
                 editor.icon(feature, webp, settings.strengths, keys[feature])
                 report("drawing icons", (done + 1) / len(left))
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     editor.save()
                     saved = time.monotonic()
             if encoder.has_text_tower:
-                score_icons(editor, encoder, preprocessor, space_of(editor, encoder), report)
+                score_icons(editor, encoder, preprocessor, space_of(editor, encoder), report, judge)
         bundle_format.seal(bundle_directory)
     return len(left), len(wanted) - len(left)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +87,7 @@ def test_two_jobs_on_one_library_each_put_theirs_in_place_whole(path: Path) -> N
 def test_every_figure_is_changed_where_it_stands_and_nowhere_else(path: Path) -> None:
     with LibraryEditor(path) as editor:
         editor.detection(0, 0.6, 0.55)
-        editor.causal_score(1, 0.4)
+        editor.causal_score(1, 0.4, "classifier")
         editor.safety_class(1, "violence")
         editor.icon(0, b"newer", [0.25], "key-9")
         editor.meta("corpus", "another")
@@ -96,6 +98,7 @@ def test_every_figure_is_changed_where_it_stands_and_nowhere_else(path: Path) ->
         snow, nothing = editor.features()
         assert (snow.detection_score, snow.detection_balanced_accuracy, snow.causal_score) == (0.6, 0.55, 0.8)
         assert (nothing.detection_score, nothing.causal_score, nothing.safety_class) == (None, 0.4, "violence")
+        assert (snow.causal_judge, nothing.causal_judge) == ("text_tower", "classifier")
         assert (snow.safety_class, snow.firing_share, snow.p99, snow.max) == ("", 0.5, 2.0, 3.0)
         assert editor.facts["corpus"] == "another"
         editor.meaning("snow", np.ones(4))
@@ -104,6 +107,38 @@ def test_every_figure_is_changed_where_it_stands_and_nowhere_else(path: Path) ->
     store = Store(path, path.parent / "people.sqlite")
     assert not store.searches_meaning
     assert (store.get(0).label, store.get(0).source, store.get(0).terms) == ("", "", ())
+
+
+def test_a_causal_score_that_is_not_measured_has_no_judge(path: Path) -> None:
+    with LibraryEditor(path) as editor:
+        editor.causal_score(0, None, "classifier")
+        with pytest.raises(ValueError, match="judge must be one of"):
+            editor.causal_score(0, 0.4, "somebody")
+    with LibraryEditor(path) as editor:
+        snow = next(editor.features())
+        assert (snow.causal_score, snow.causal_judge) == (None, "")
+    row = Store(path, path.parent / "people.sqlite").get(0)
+    assert (row.causal_score, row.causal_judge) == (None, "")
+
+
+def test_a_library_of_version_2_reads_exactly_a_half_as_not_measured_and_is_brought_up_to_date(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """ALTER TABLE features DROP COLUMN causal_judge; UPDATE meta SET value = '2' WHERE key = 'version';
+            UPDATE features SET label = 'ice', causal_score = 0.5 WHERE feature = 1;"""
+        )
+    store = Store(path, path.parent / "people.sqlite")
+    assert [(row.causal_score, row.causal_judge) for row in (store.get(0), store.get(1))] == [
+        (0.8, "text_tower"),
+        (None, ""),
+    ]
+    with LibraryEditor(path) as editor:
+        editor.causal_score(0, 0.5)
+    with LibraryEditor(path) as editor:
+        snow, ice = editor.features()
+        assert editor.facts["version"] == "3"
+        assert (snow.causal_score, ice.causal_score, ice.causal_judge) == (0.5, None, "")
+    assert Store(path, path.parent / "people.sqlite").get(0).causal_score == 0.5
 
 
 def test_a_discarded_change_leaves_the_library_as_it_was(path: Path) -> None:

@@ -291,10 +291,10 @@ async def test_many_who_want_an_icon_at_once_have_it_drawn_once(door: SimpleName
         assert (request.settings.steps, request.settings.guidance_scale, list(request.settings.seeds)) == (12, 2.0, [1])
     sums = sorted(float(to_array(request.input.embeds, field="embeds").sum()) for request in drawn)
     plain = float(TEMPLATE_EMBEDS.sum())
-    assert sums == [plain, plain + 2, plain + 4, plain + 6], "the template, then set to 0.5, 1 and 1.5"
+    assert sums == [plain, plain + 2, plain + 4, plain + 6], "the template, then switched on at 0.5, 1 and 1.5"
     for request in door.sae.asked("EditEmbeds"):
         (edit,) = request.edits
-        assert (edit.feature.index, edit.operation, edit.unit) == (2, edits_pb2.EDIT_OPERATION_SET, 0)
+        assert (edit.feature.index, edit.operation, edit.unit) == (2, edits_pb2.EDIT_OPERATION_SWITCH, 0)
     with Image.open(io.BytesIO(answers[0].icon)) as strip:
         assert strip.size == (4 * 64 + 3 * 2, 64)
         greys = [np.asarray(strip.convert("L"))[32, 32 + 66 * at] for at in range(4)]

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from faceteer_runtime.bundle import Bundle
 from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.statistics import FeatureStatistics
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
+from faceteer_trainer.icons import edited
 from faceteer_trainer.labels import naming
 from faceteer_trainer.labels.naming import name_features, strong_pictures
 from faceteer_trainer.labels.quality import sae_figures
 from faceteer_trainer.labels.sample import Side, take_sample
-from faceteer_trainer.labels.scores import agree, balanced_sample, best_threshold, causal_score, detect
+from faceteer_trainer.labels.scores import agree, balanced_sample, best_threshold, causal_score, detect, moves_of
 from faceteer_trainer.library.templates import least_in_common, template_of
 from scipy import sparse
 from tiny_corpus import D, write_corpus
@@ -24,14 +26,41 @@ def test_the_causal_score_is_what_is_done_by_hand() -> None:
     # From the template (norm 5) to three strengths: by 4 towards label 0 and 3 towards 1, by 2 towards 2 alone, and by
     # 0.4, which is less than a tenth of the norm and does not count. The weights are 5 - 0.5 and 2 - 0.5.
     embeds = np.array([[3, 4, 0], [7, 7, 0], [3, 4, 2], [3, 3.6, 0]], np.float32)
-    assert causal_score(embeds, 0, texts) == pytest.approx((4.5 * 1 + 1.5 * 0.25) / 6)  # beats both; ties with 1 only
-    assert causal_score(embeds, 1, texts) == pytest.approx((4.5 * 0.5 + 1.5 * 0.25) / 6)
-    assert causal_score(embeds, 2, texts) == pytest.approx((4.5 * 0 + 1.5 * 1) / 6)
+
+    def score(label: int) -> float | None:
+        return causal_score(*moves_of(embeds, texts), label)
+
+    assert score(0) == pytest.approx((4.5 * 1 + 1.5 * 0.25) / 6)  # beats both; ties with 1 only
+    assert score(1) == pytest.approx((4.5 * 0.5 + 1.5 * 0.25) / 6)
+    assert score(2) == pytest.approx((4.5 * 0 + 1.5 * 1) / 6)
 
 
-def test_a_feature_that_changes_nothing_to_be_seen_causes_nothing() -> None:
+def test_what_a_feature_causes_is_not_measured_on_an_icon_that_shows_no_change() -> None:
     embeds = np.array([[3, 4, 0], [3.3, 4, 0], [3.4, 4, 0.1]], np.float32)
-    assert causal_score(embeds, 0, np.eye(3, dtype=np.float32)) == 0.5
+    assert causal_score(*moves_of(embeds, np.eye(3, dtype=np.float32)), 0) is None
+
+
+def test_an_icon_switches_its_feature_on_and_its_rivals_off() -> None:
+    class Active:
+        def at(self, indices: np.ndarray) -> np.ndarray:
+            return np.array([0.5, 2, 3], np.float32)[indices]
+
+    class Sae:
+        @staticmethod
+        def encode(x: np.ndarray) -> list[Active]:
+            return [Active()]
+
+        @staticmethod
+        def directions(indices: np.ndarray) -> np.ndarray:
+            return np.eye(3, dtype=np.float32)[indices]
+
+    # Feature 0 has one rival, 1; its 99th percentile is 4.
+    statistics = FeatureStatistics(np.ones(3), np.array([4, 1, 1], np.float32), np.array([0, 1, 1, 1]), np.array([1]))
+    template = np.array([10, 10, 10], np.float32)
+    pictures = edited(Sae(), statistics, template, 0, (0.5, 1.0))  # type: ignore[arg-type]
+    assert pictures.tolist() == [[10 + 2 - 0.5, 8, 10], [10 + 4 - 0.5, 8, 10]]
+    alone = edited(Sae(), statistics, template, 1, (1.0,))  # type: ignore[arg-type]
+    assert alone.tolist() == [[10, 9, 10]]
 
 
 def test_a_feature_that_is_on_in_the_template_starts_from_the_picture_least_like_it() -> None:

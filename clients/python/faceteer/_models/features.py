@@ -18,6 +18,13 @@ from faceteer.v1 import library_pb2
 #: Where a label came from: "" is no label.
 LabelSource = Literal["", "automatic", "model", "person"]
 #: The same in words.
+CausalJudge = Literal["", "text_tower", "classifier"]
+# What a label's causal score is worth, in words.
+JUDGES: dict[CausalJudge, str] = {
+    "": "",
+    "text_tower": ", judged by the text tower that gave the label too",
+    "classifier": ", judged by a classifier that had no part in the label",
+}
 SOURCES: dict[LabelSource, str] = {
     "": "no label",
     "automatic": "labelled automatically",
@@ -67,10 +74,13 @@ class FeatureStatistics:
         p99: 99th percentile: the unit SCALED.
         max: largest activation.
         detection_score: how well the label predicts where the feature fires (AUC); None when not measured.
-        causal_score: how much more what it causes looks like the label; None when not measured.
+        causal_score: how well the label says what it causes: the share of other labels towards which its icon changes
+            less than towards this one. None when not measured, as where the icon shows no change.
         histogram: None in lists.
         detection_balanced_accuracy: the same as detection_score as the mean of the shares of firing and of silent
             pictures that are classified correctly; None when not measured.
+        causal_judge: who measured causal_score: "text_tower", the bundle's own, which the label comes from too;
+            "classifier", one that had no part in the label; empty where nobody did.
     """
 
     alive: bool
@@ -83,6 +93,7 @@ class FeatureStatistics:
     causal_score: float | None
     histogram: Histogram | None = None
     detection_balanced_accuracy: float | None = None
+    causal_judge: CausalJudge = ""
 
 
 @dataclass(frozen=True)
@@ -167,11 +178,17 @@ class FeatureFacts(Named):
     ) -> FeatureFacts:
         """From the wire."""
         source = word(library_pb2.LabelSource, message.label_source)
+        judge = word(library_pb2.CausalJudge, message.causal_judge)
         histogram = None
         if detail is not None and detail.histogram_edges:
             histogram = Histogram(tuple(detail.histogram_edges), tuple(detail.histogram_counts))
         statistics = copied(
-            FeatureStatistics, message, mean=message.mean_activation, max=message.max_activation, histogram=histogram
+            FeatureStatistics,
+            message,
+            mean=message.mean_activation,
+            max=message.max_activation,
+            histogram=histogram,
+            causal_judge="" if judge == "unspecified" else judge,
         )
         related: dict[str, tuple[RelatedFeature, ...]] = dict.fromkeys(("coactivating", "rivals", "nearest"), ())
         if detail is not None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import faceteer
-from faceteer._models.features import SOURCES
+from faceteer._models.features import JUDGES, SOURCES
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR = 16
@@ -157,7 +157,7 @@ def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.Fe
     accuracy = statistics.detection_balanced_accuracy
     balanced = "" if accuracy is None else f", balanced accuracy {accuracy:.2f}"
     table.add_row("detection", _optional(statistics.detection_score) + balanced)
-    table.add_row("causal", _optional(statistics.causal_score))
+    table.add_row("causal", _optional(statistics.causal_score) + JUDGES[statistics.causal_judge])
     if shown.safety_class:
         table.add_row("safety class", Text(shown.safety_class, "yellow"))
     to.print(Padding(table, (1, 2), expand=False))

@@ -50,6 +50,30 @@ LABEL_SOURCE_PERSON: LabelSource.ValueType  # 3
 """From a person."""
 Global___LabelSource: _TypeAlias = LabelSource  # noqa: Y015
 
+class _CausalJudge:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CausalJudgeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CausalJudge.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CAUSAL_JUDGE_UNSPECIFIED: _CausalJudge.ValueType  # 0
+    """There is no causal score."""
+    CAUSAL_JUDGE_TEXT_TOWER: _CausalJudge.ValueType  # 1
+    """The bundle's own text tower, which the label comes from too."""
+    CAUSAL_JUDGE_CLASSIFIER: _CausalJudge.ValueType  # 2
+    """A classifier of pictures that had no part in the label."""
+
+class CausalJudge(_CausalJudge, metaclass=_CausalJudgeEnumTypeWrapper):
+    """Who looked at a feature's icon and said whether it shows what the label says."""
+
+CAUSAL_JUDGE_UNSPECIFIED: CausalJudge.ValueType  # 0
+"""There is no causal score."""
+CAUSAL_JUDGE_TEXT_TOWER: CausalJudge.ValueType  # 1
+"""The bundle's own text tower, which the label comes from too."""
+CAUSAL_JUDGE_CLASSIFIER: CausalJudge.ValueType  # 2
+"""A classifier of pictures that had no part in the label."""
+Global___CausalJudge: _TypeAlias = CausalJudge  # noqa: Y015
+
 class _FeatureOrder:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -219,6 +243,7 @@ class Feature(_message.Message):
     SAFETY_CLASS_FIELD_NUMBER: _builtins.int
     DETECTION_BALANCED_ACCURACY_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
+    CAUSAL_JUDGE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """In [0, d_sae)."""
     label: _builtins.str
@@ -240,13 +265,17 @@ class Feature(_message.Message):
     detection_score: _builtins.float
     """How well the label predicts where the feature fires, as AUC on pictures it was not made from. Absent: not measured."""
     causal_score: _builtins.float
-    """How much more what the feature causes looks like the label than the icon's template does. Absent: not measured."""
+    """How well the label says what the feature causes, 0 to 1: the share of other labels towards which its icon changes
+    less than towards this one. Absent: not measured, as where the icon shows no change.
+    """
     safety_class: _builtins.str
     """The operator's safety class; empty for none."""
     detection_balanced_accuracy: _builtins.float
     """How well the label predicts where the feature fires, as balanced accuracy on pictures it was not made from: the mean
     of the true positive and the true negative rate. Absent: not measured.
     """
+    causal_judge: Global___CausalJudge.ValueType
+    """Who measured causal_score."""
     @_builtins.property
     def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other words that describe it, best first; may be empty."""
@@ -268,10 +297,11 @@ class Feature(_message.Message):
         safety_class: _builtins.str = ...,
         detection_balanced_accuracy: _builtins.float | None = ...,
         terms: _abc.Iterable[_builtins.str] | None = ...,
+        causal_judge: Global___CausalJudge.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "alive", b"alive", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score", "firing_share", b"firing_share", "index", b"index", "label", b"label", "label_source", b"label_source", "max_activation", b"max_activation", "mean_activation", b"mean_activation", "p50", b"p50", "p99", b"p99", "safety_class", b"safety_class", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "alive", b"alive", "causal_judge", b"causal_judge", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score", "firing_share", b"firing_share", "index", b"index", "label", b"label", "label_source", b"label_source", "max_activation", b"max_activation", "mean_activation", b"mean_activation", "p50", b"p50", "p99", b"p99", "safety_class", b"safety_class", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__causal_score: _TypeAlias = _typing.Literal["causal_score"]  # noqa: Y015
     _WhichOneofArgType__causal_score: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score"]  # noqa: Y015
@@ -939,7 +969,9 @@ Global___GetFeatureIconRequest: _TypeAlias = GetFeatureIconRequest  # noqa: Y015
 
 @_typing.final
 class IconRecipe(_message.Message):
-    """What an icon is drawn from: the template unedited at the left, then with the feature SET to each of the strengths."""
+    """What an icon is drawn from: the template unedited at the left, then with the feature SWITCHed on at each of
+    the strengths, its rivals off.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

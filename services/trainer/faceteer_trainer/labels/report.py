@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 from faceteer_library.editor import Described, LibraryEditor
+from faceteer_library.schema import CAUSAL_JUDGES
 
 from faceteer_trainer.files import writing
 from faceteer_trainer.labels.quality import SAE_FIGURES
 from faceteer_trainer.labels.run import edit_library
-from faceteer_trainer.labels.scores import CAUSES, NOTHING, PREDICTS, agree
+from faceteer_trainer.labels.scores import CAUSES, PREDICTS, agree
 
 _SHOWN = 12
 _HEAD = ("measured", "25 %", "median", "75 %")
@@ -68,7 +69,7 @@ def report_on(editor: LibraryEditor) -> LibraryReport:
     sentences = [
         *_counts(editor.facts, features, labelled, len(icons)),
         *_score_sentences(labelled),
-        *_weaknesses(features, labelled),
+        *_weaknesses(features, labelled, len(icons)),
     ]
     if not labelled:
         sentences.append("Not made yet: labels (label-library).")
@@ -158,14 +159,26 @@ def _score_sentences(labelled: list[Described]) -> list[str]:
         measured = [verdict for verdict in verdicts if verdict is not None]
         both = float(np.mean(measured)) if measured else float("nan")
         sentences.append(
-            f"{plain:.1%} (weighted, {weighted:.1%}) say what their feature causes: turned up, it moves the picture "
-            f"towards its label more than towards {CAUSES:.0%} of all other labels (of labels drawn at random, at most "
-            f"{1 - CAUSES:.0%} would). In {both:.1%} the two agree."
+            f"{plain:.1%} (weighted, {weighted:.1%}) of those measured say what their feature causes: switched on, it "
+            f"moves the picture towards its label more than towards {CAUSES:.0%} of all other labels (of labels drawn "
+            f"at random, at most {1 - CAUSES:.0%} would). In {both:.1%} the two agree."
         )
+        by_tower = sum(f.causal_judge == CAUSAL_JUDGES[0] for f in labelled)
+        by_others = sum(f.causal_score is not None for f in labelled) - by_tower
+        if by_others:
+            sentences.append(
+                f"What features cause was judged for {by_others:,} labels by a classifier that had no part in them"
+                + (f", for {by_tower:,} by the text tower that gave them." if by_tower else ".")
+            )
+        else:
+            sentences.append(
+                "What features cause was judged by the text tower that gave the labels too: what it mistakes for a "
+                "label it mistakes again."
+            )
     return sentences
 
 
-def _weaknesses(features: list[Described], labelled: list[Described]) -> list[str]:
+def _weaknesses(features: list[Described], labelled: list[Described], icons: int) -> list[str]:
     """What a reader should not expect of this library."""
     found = []
     unnamed = sum(f.firing_share > 0 for f in features) - len(labelled)
@@ -180,9 +193,12 @@ def _weaknesses(features: list[Described], labelled: list[Described]) -> list[st
         ((text, count),) = texts.most_common(1)
         found.append(f"There are {len(texts):,} different labels; the commonest, “{text}”, names {count:,} features.")
     if unmeasured := sum(f.detection_score is None for f in labelled):
-        found.append(f"{unmeasured:,} labels could not be measured: their features fire on too few pictures.")
-    if unchanged := sum(f.causal_score == NOTHING for f in labelled):
-        found.append(f"{unchanged:,} icons show no change up to the greatest strength; they score 0.5.")
+        found.append(f"Whether {unmeasured:,} labels predict is not measured: their features fire on too few pictures.")
+    if icons and (unmeasured := sum(f.causal_score is None for f in labelled)):
+        found.append(
+            f"What the features of {unmeasured:,} labels cause is not measured: their icons show no change up to the "
+            "greatest strength, or are not drawn."
+        )
     return found
 
 

@@ -24,7 +24,7 @@ from faceteer_trainer.labels.naming import Named, name_features, strong_pictures
 from faceteer_trainer.labels.quality import SAE_FIGURES, sae_figures
 from faceteer_trainer.labels.safety import safety_class
 from faceteer_trainer.labels.sample import Sample, take_sample
-from faceteer_trainer.labels.scores import causal_score, detect, embed_pictures
+from faceteer_trainer.labels.scores import IconJudge, TextTowerJudge, detect
 from faceteer_trainer.labels.vision_model import VisionModel
 from faceteer_trainer.labels.vocabulary import CAPTIONS, DEFAULT, TextSpace, caption_terms, read_terms
 from faceteer_trainer.library.templates import OTHER_TEMPLATE, least_in_common, scaled
@@ -129,22 +129,32 @@ def edit_library(bundle_directory: Path) -> LibraryEditor:
 
 
 def score_icons(
-    editor: LibraryEditor, encoder: ClipEncoder, preprocessor: Preprocessor, space: TextSpace, report: Report
+    editor: LibraryEditor,
+    encoder: ClipEncoder,
+    preprocessor: Preprocessor,
+    space: TextSpace,
+    report: Report,
+    independent: IconJudge | None = None,
 ) -> None:
-    """Causal scores of all labelled features that have an icon."""
+    """Causal scores of all labelled features that have an icon.
+
+    ``independent`` judges the labels it knows, the bundle's text tower all others.
+    """
     labelled = [feature for feature in editor.features() if feature.label]
     texts = sorted({feature.label for feature in labelled})
     if len(texts) < 2:
         return
-    directions, place = space.of(texts), {text: at for at, text in enumerate(texts)}
+    tower = TextTowerJudge(encoder, preprocessor, texts, space.of(texts))
     for done, feature in enumerate(labelled):
         icon = editor.icon_of(feature.index)
+        judge: IconJudge = tower
+        if independent is not None and independent.knows(feature.label):
+            judge = independent
         score = None
         if icon is not None:
             webp, strengths = icon
-            embeds = embed_pictures(encoder, preprocessor, icon_pictures(webp, 1 + len(strengths)))
-            score = causal_score(embeds, place[feature.label], directions)
-        editor.causal_score(feature.index, score)
+            score = judge.score(icon_pictures(webp, 1 + len(strengths)), feature.label)
+        editor.causal_score(feature.index, score, judge.name)
         report("judging icons", (done + 1) / len(labelled))
 
 

@@ -3,24 +3,27 @@
 **Detection**, on pictures that the label was not made from: a picture's score is its cosine with the label's text, and
 a good label scores pictures on which the feature fires above those on which it is silent.
 
-**Causal**, on the feature's icon: the template, and the feature turned up. For each strength s the picture's embedding
-has moved from the template's by m_s = x_s - x_0. The score is the share of all other labels towards which it has moved
-less than towards the feature's own, averaged over the strengths, of which each counts by how far the picture has moved
-beyond what cannot be seen::
+**Causal**, on the feature's icon: the template, and the feature switched on. A judge says how much more each label is
+true of the picture at strength s than of the template, m_s. The score is the share of all other labels o towards which
+the picture has moved less than towards the feature's own label t, averaged over the strengths, of which each counts by
+how much has changed beyond what cannot be seen, w_s::
 
-    share_s = mean over other labels o of [ m_s . t  >  m_s . t_o ]      (ties count half)
-    w_s = max(0, |m_s| - 0.1 |x_0|)
-    score = sum of w_s share_s / sum of w_s;  0.5 where every w_s is 0
+    share_s = mean over o of [ m_s(t)  >  m_s(o) ]      (ties count half)
+    score = sum of w_s share_s / sum of w_s;  not measured where every w_s is 0
 
-0.5 is chance, or a feature that changes nothing; 1 means that nothing else in the library describes the change better.
-Texts are centred and of norm 1.
+0.5 is chance; 1 means that nothing else in the library describes the change better. An icon that shows no change says
+nothing about a label, so its score is unknown.
+
+The judge that every bundle has is its own text tower: m_s(t) = (x_s - x_0) . t, w_s = max(0, |x_s - x_0| - 0.1 |x_0|),
+with embeddings x and texts centred and of norm 1. It gave the labels too, so that what it mistakes for a label it
+mistakes again; a judge that had no part in them is better, and the library says which one it was.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +38,6 @@ Floats = npt.NDArray[np.float32]
 _MOST, _FEWEST = 200, 8
 # Of the template's norm. One picture stored twice as WebP moves by up to 0.04; a changed picture by 0.15 and more.
 _UNSEEN = 0.1
-# The causal score of a feature that changes nothing to be seen.
-NOTHING = 0.5
 # AUC from which on a label predicts where its feature fires, and share from which on it says what the feature causes;
 # the library service's filter `scores_disagree` goes by the same two numbers.
 PREDICTS, CAUSES = 0.7, 0.7
@@ -95,19 +96,74 @@ def detect(making: Side, judging: Side, feature: int, text: Floats) -> Detection
     return Detection(auc(scores, judge[1]), float(accuracy))
 
 
-def causal_score(embeds: Floats, label: int, texts: Floats) -> float:
-    """The score of one icon.
+class IconJudge(Protocol):
+    """Says what an icon's pictures show.
+
+    Attributes:
+        name: one of :data:`faceteer_library.schema.CAUSAL_JUDGES`.
+    """
+
+    name: str
+
+    def knows(self, label: str) -> bool:
+        """Whether it can tell what the label says."""
+
+    def score(self, pictures: Sequence[Image.Image], label: str) -> float | None:
+        """The causal score of a label it knows: of the template, then of each strength. None: there is no change."""
+
+
+class TextTowerJudge:
+    """The bundle's own text tower: what every bundle has, and what gave the labels.
+
+    Args:
+        encoder, preprocessor: the bundle's.
+        labels: all distinct ones; at least two.
+        directions: of each, float32 [t, d], centred and of norm 1.
+    """
+
+    name = "text_tower"
+
+    def __init__(
+        self, encoder: ClipEncoder, preprocessor: Preprocessor, labels: Sequence[str], directions: Floats
+    ) -> None:
+        self._encoder, self._preprocessor, self._directions = encoder, preprocessor, directions
+        self._places = {label: place for place, label in enumerate(labels)}
+
+    def knows(self, label: str) -> bool:
+        """Every one of the labels."""
+        return label in self._places
+
+    def score(self, pictures: Sequence[Image.Image], label: str) -> float | None:
+        """See :class:`IconJudge`."""
+        embeds = embed_pictures(self._encoder, self._preprocessor, pictures)
+        return causal_score(*moves_of(embeds, self._directions), self._places[label])
+
+
+def moves_of(embeds: Floats, directions: Floats) -> tuple[Floats, Floats]:
+    """What the text tower says of an icon.
 
     Args:
         embeds: of the template, then of each strength, float32 [1 + s, d]; raw.
-        label: the feature's own, by its place among the texts.
-        texts: of all distinct labels, float32 [t, d], centred and of norm 1; at least two.
+        directions: of all labels, float32 [t, d], centred and of norm 1.
+
+    Returns:
+        How far each strength has moved towards each label, [s, t], and how much has changed to be seen, [s].
     """
     change = embeds[1:] - embeds[:1]
-    weights = np.maximum(np.linalg.norm(change, axis=1) - _UNSEEN * np.linalg.norm(embeds[0]), 0)
+    seen = np.maximum(np.linalg.norm(change, axis=1) - _UNSEEN * np.linalg.norm(embeds[0]), 0)
+    return np.asarray(change @ directions.T), np.asarray(seen, np.float32)
+
+
+def causal_score(moved: Floats, weights: Floats, label: int) -> float | None:
+    """The score of one icon; None where nothing has changed to be seen.
+
+    Args:
+        moved: how much more each label is true of each strength than of the template, [s, t]; t at least two.
+        weights: how much has changed to be seen at each strength, [s]; 0 and more.
+        label: the feature's own, by its place among the labels.
+    """
     if not weights.any():
-        return NOTHING
-    moved = change @ texts.T
+        return None
     own = moved[:, label : label + 1]
     others = np.delete(moved, label, axis=1)
     shares = ((own > others) + 0.5 * (own == others)).mean(1)
