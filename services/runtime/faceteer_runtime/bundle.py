@@ -17,6 +17,8 @@ from faceteer_runtime.files import write_json
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+# Outside the parts: pictures that the bundle understands, to try it with.
+EXAMPLES = "examples"
 # part -> the fact that names another part's revision -> that part
 DEPENDENCIES = {
     "sae": {"encoder_revision": "encoder"},
@@ -104,6 +106,12 @@ class Bundle:
         except KeyError:
             known = ", ".join(sorted(self.parts)) or "none"
             raise BundleError(f"bundle {self.name!r} has no part {name!r} (it has: {known})") from None
+
+    @property
+    def example(self) -> str:
+        """The first picture in ``examples/``, by its path in the bundle; empty where there is none."""
+        pictures = sorted(path.name for path in (self.directory / EXAMPLES).glob("*.*")) if self.name else []
+        return f"{EXAMPLES}/{pictures[0]}" if pictures else ""
 
     def has_part(self, name: str) -> bool:
         """Whether the bundle has a part called ``name``."""

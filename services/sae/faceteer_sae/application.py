@@ -25,7 +25,7 @@ from faceteer_sae import edits as editing
 from faceteer_sae import features as describing
 from faceteer_sae.diff import FeatureDiff, check_coverage, diff_features
 from faceteer_sae.edits import EditColumns, Edits, Measured
-from faceteer_sae.features import Encoding, InputWarning, Strongest
+from faceteer_sae.features import Encoding, InputWarning, Origin, Strongest
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.settings import SaeSettings
 from faceteer_sae.statistics import FeatureStatistics
@@ -101,8 +101,9 @@ class SaeApplication:
         worker: ModelWorker,
         metrics: Metrics,
         settings: SaeSettings,
+        origin: Origin,
     ) -> None:
-        self._sae, self._statistics = sae, statistics
+        self._sae, self._statistics, self._origin = sae, statistics, origin
         self._revision = revision
         self._worker = worker
         self._max_edits = settings.sae_max_edits
@@ -190,7 +191,7 @@ class SaeApplication:
             after = passes[-1].value.features
             measured = editing.measure(known.features, after, edits.indices, max_drifted or _DEFAULT_DRIFTED)
             cache_us += again_us
-        warnings = describing.input_warnings(sae.config.metadata, x, known)
+        warnings = self._input_warnings(x, known)
         warnings += editing.edit_warnings(edits, edited, statistics)
         activations = editing.activations(edits, edited, measured, statistics)
         result = EditResult(
@@ -231,8 +232,14 @@ class SaeApplication:
         encoding, features = found.value, found.value.features
         error = embedding.x - self._sae.decode(features.top_indices, features.top_acts) if include_error else None
         shown = describing.strongest(features, self._statistics, max_features)
-        warnings = describing.input_warnings(self._sae.config.metadata, embedding.x, encoding)
+        warnings = self._input_warnings(embedding.x, encoding)
         return Encoded(embedding, shown, encoding, error, found.cached, warnings)
+
+    def _input_warnings(self, x: np.ndarray, encoding: Encoding | None) -> list[InputWarning]:
+        found = describing.input_warnings(self._sae.config.metadata, x, encoding)
+        if encoding is not None and not found:
+            found = describing.novelty_warnings(self._statistics, encoding, self._origin)
+        return found
 
     async def _run(self, rows: int, function: Callable[..., R], *arguments: object) -> R:
         """Here and now when it is quick, else on the model's thread."""

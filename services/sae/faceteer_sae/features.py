@@ -29,6 +29,7 @@ class Encoding(NamedTuple):
         explained_variance: ``1 - ||x - x_hat||^2 / ||x - mean||^2``.
         cosine: cos(x, x_hat).
         norm: ||x||.
+        novelty: how unlike the corpus it is (:class:`faceteer_sae.novelty.Novelty`); NaN where the bundle cannot say.
     """
 
     features: FeatureActivations
@@ -36,6 +37,7 @@ class Encoding(NamedTuple):
     explained_variance: float
     cosine: float
     norm: float
+    novelty: float = math.nan
 
 
 class Strongest(NamedTuple):
@@ -47,10 +49,26 @@ class Strongest(NamedTuple):
 
 
 class InputWarning(NamedTuple):
-    """Something the caller should know: a stable ``code`` and a sentence."""
+    """Something the caller should know.
+
+    Attributes:
+        code: stable, for programs.
+        message: for people.
+        value: what was measured; 0 where the warning is not about a number.
+        limit: what it passed.
+    """
 
     code: str
     message: str
+    value: float = 0.0
+    limit: float = 0.0
+
+
+class Origin(NamedTuple):
+    """What a warning tells people of the bundle: its name, and a picture in it that it understands, "" for none."""
+
+    bundle: str
+    example: str = ""
 
 
 def describe(
@@ -62,12 +80,14 @@ def describe(
     mean = statistics.embedding_mean if statistics is not None and statistics.embedding_mean is not None else sae.b_dec
     error, spread = wide - x_hat, wide - mean
     norm, total = float(np.linalg.norm(wide)), float(spread @ spread)
+    novelty = statistics.novelty if statistics is not None else None
     return Encoding(
         features,
         len(features.top_indices),
         explained_variance(float(error @ error), total),
         cosine(wide, x_hat),
         norm,
+        novelty.score(float(error @ error), spread) if novelty is not None else math.nan,
     )
 
 
@@ -130,10 +150,25 @@ def input_warnings(metadata: Mapping[str, Any], x: np.ndarray, encoding: Encodin
         low, high = float(limits["p01"]), float(limits["p99"])
         if not low / slack <= value <= high * slack:
             what = "the embedding's norm" if name == "norm" else "the number of features that fire"
-            found.append(
-                InputWarning(code, f"{what} is {value:.4g}, the training corpus has {low:.4g} to {high:.4g}; {cause}")
-            )
+            message = f"{what} is {value:.4g}, the training corpus has {low:.4g} to {high:.4g}; {cause}"
+            found.append(InputWarning(code, message, value, low if value < low else high))
     return found
+
+
+def novelty_warnings(statistics: FeatureStatistics | None, encoding: Encoding, origin: Origin) -> list[InputWarning]:
+    """Whether a picture is unlike those that the bundle was made from, in words for a person, with what to do."""
+    novelty = statistics.novelty if statistics is not None else None
+    if novelty is None or not encoding.novelty > (limit := float(novelty.limit[0])):
+        return []
+    explained, usual = encoding.explained_variance, novelty.usual_explained_variance
+    figures = "" if explained >= usual else f" (its features explain {explained:.1%} of it, of its own {usual:.1%})"
+    example = f"a picture of its own kind, such as {origin.example}," if origin.example else "a picture of its own kind"
+    message = (
+        f"This picture is unlike those that the bundle {origin.bundle!r} was made from{figures}, so edits will "
+        f"probably not do what they say. Try {example} or a bundle made from pictures like yours "
+        "(docs/your-own-library.md). If it is of its kind, a larger or less compressed file may help."
+    )
+    return [InputWarning("UNLIKE_THE_CORPUS", message, encoding.novelty, limit)]
 
 
 def check_size(x: np.ndarray, field: str) -> np.ndarray:
@@ -150,7 +185,9 @@ def check_size(x: np.ndarray, field: str) -> np.ndarray:
 def to_record(encoding: Encoding) -> Record:
     """An encoding as the cache holds it."""
     features = encoding.features
-    summary = (features.kth_pre_act, encoding.explained_variance, encoding.cosine, encoding.norm)
+    summary = (
+        features.kth_pre_act, encoding.explained_variance, encoding.cosine, encoding.norm, encoding.novelty
+    )  # fmt: skip
     return {
         "indices": features.top_indices,
         "activations": features.top_acts,
@@ -163,9 +200,9 @@ def from_record(record: Record, d_sae: int) -> Encoding | None:
     indices, acts, summary = (record.get(name) for name in ("indices", "activations", "summary"))
     if not (isinstance(indices, np.ndarray) and isinstance(acts, np.ndarray) and isinstance(summary, np.ndarray)):
         return None
-    if indices.dtype != np.int32 or acts.dtype != np.float32 or indices.shape != acts.shape or summary.shape != (4,):
+    if indices.dtype != np.int32 or acts.dtype != np.float32 or indices.shape != acts.shape or summary.shape != (5,):
         return None
     if len(indices) and (indices[0] < 0 or indices[-1] >= d_sae):
         return None
-    kth_pre_act, explained_variance, cosine, norm = summary.tolist()
-    return Encoding(FeatureActivations(indices, acts, kth_pre_act), len(indices), explained_variance, cosine, norm)
+    kth_pre_act, *described = summary.tolist()
+    return Encoding(FeatureActivations(indices, acts, kth_pre_act), len(indices), *described)

@@ -14,7 +14,7 @@ from faceteer_runtime.batching import ModelWorker
 from faceteer_runtime.service import Resources, Service
 
 from faceteer_sae.application import SaeApplication
-from faceteer_sae.features import encode
+from faceteer_sae.features import Origin, encode
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.servicer import SaeServicer
 from faceteer_sae.settings import SaeSettings
@@ -45,6 +45,7 @@ def build(resources: Resources) -> Service:
         worker=worker,
         metrics=resources.metrics,
         settings=settings,
+        origin=Origin(resources.bundle.name, resources.bundle.example),
     )
     card = sae_pb2.GetSaeResponse(
         revision=part.revision,

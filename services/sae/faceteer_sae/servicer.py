@@ -209,7 +209,7 @@ def _embedding(one: Embedding, element_type: tensor_pb2.ElementType.ValueType) -
 
 
 def _warnings(warnings: Iterable[InputWarning]) -> list[execution_pb2.Warning]:
-    return [execution_pb2.Warning(code=warning.code, message=warning.message) for warning in warnings]
+    return [execution_pb2.Warning(**warning._asdict()) for warning in warnings]
 
 
 def write_report(report: edits_pb2.EditReport, result: EditResult) -> None:

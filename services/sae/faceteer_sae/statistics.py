@@ -1,14 +1,15 @@
 """What the SAE did on a corpus: the one reader and writer of feature_statistics.safetensors and of cfg.json's
 embedding_statistics.
 
-    feature_statistics.safetensors      how often each feature fires, how strongly, and its rivals
+    feature_statistics.safetensors      how often each feature fires, how strongly, and its rivals; the mean embedding,
+                                        and what tells an embedding unlike the corpus'
     cfg.json metadata                   embedding_statistics: what norm and L0 are usual, for the input gate
 """
 
 from __future__ import annotations
 
 import errno
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from faceteer_runtime.files import whole_file
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from faceteer_sae.novelty import Novelty
+
 FILE = "feature_statistics.safetensors"
+_NOVELTY = "novelty."
 _QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 
@@ -31,6 +35,8 @@ class FeatureStatistics:
         rivals_offsets: int64 [d_sae + 1]; the rivals of i are rivals_indices[offsets[i]:offsets[i + 1]].
         rivals_indices: int32.
         embedding_mean: float32 [d_in], the corpus' mean embedding, or None where the file does not say.
+        novelty: what tells an embedding unlike the corpus', or None where the file does not say; its arrays lie in the
+            file as ``novelty.whitening`` and so on. Needs embedding_mean.
     """
 
     firing_share: np.ndarray
@@ -38,6 +44,7 @@ class FeatureStatistics:
     rivals_offsets: np.ndarray
     rivals_indices: np.ndarray
     embedding_mean: np.ndarray | None = None
+    novelty: Novelty | None = None
 
     def rivals(self, index: int) -> np.ndarray:
         """A feature's rivals, int32: see :mod:`faceteer_sae.rivals`."""
@@ -86,13 +93,14 @@ def load_statistics(directory: Path, d_in: int, d_sae: int) -> FeatureStatistics
         raise BundleError(f"{path}: 'rivals_offsets' does not divide 'rivals_indices' into {d_sae} rows")
     if len(rivals) and (rivals.min() < 0 or rivals.max() >= d_sae):
         raise BundleError(f"{path}: 'rivals_indices' names features outside [0, {d_sae})")
-    return FeatureStatistics(
-        array("firing_share", np.float32, (d_sae,)),
-        p99,
-        offsets,
-        rivals,
-        array("embedding_mean", np.float32, (d_in,)) if "embedding_mean" in arrays else None,
-    )
+    mean = array("embedding_mean", np.float32, (d_in,)) if "embedding_mean" in arrays else None
+    novelty = None
+    if any(name.startswith(_NOVELTY) for name in arrays):
+        if mean is None:
+            raise BundleError(f"{path}: 'embedding_mean' is missing, which {_NOVELTY}* needs")
+        shapes = {"whitening": (d_in, d_in), "log_fvu": (2,), "distance": (2,), "limit": (1,)}
+        novelty = Novelty(**{name: array(_NOVELTY + name, np.float32, shape) for name, shape in shapes.items()})
+    return FeatureStatistics(array("firing_share", np.float32, (d_sae,)), p99, offsets, rivals, mean, novelty)
 
 
 def save_statistics(directory: Path, statistics: FeatureStatistics) -> None:
@@ -101,7 +109,14 @@ def save_statistics(directory: Path, statistics: FeatureStatistics) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in asdict(statistics).items() if array is not None}
+    arrays = {
+        field.name: array
+        for field in fields(statistics)
+        if isinstance(array := getattr(statistics, field.name), np.ndarray)
+    }
+    if statistics.novelty is not None:
+        arrays |= {_NOVELTY + name: array for name, array in vars(statistics.novelty).items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         with whole_file(directory / FILE) as part:
             save_file(arrays, part)

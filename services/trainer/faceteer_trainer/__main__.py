@@ -12,6 +12,9 @@ JOBS = {
     "import-sae": Job("faceteer_trainer.cli.import_sae", "an SAE in a published file format to a bundle's"),
     "export-sae": Job("faceteer_trainer.cli.export_sae", "a bundle's SAE to a file format that others read"),
     "build-library": Job("faceteer_trainer.cli.library", "a feature library from a corpus"),
+    "learn-novelty": Job(
+        "faceteer_trainer.cli.novelty", "what tells pictures unlike the corpus, for a bundle as it is"
+    ),
     "label-library": Job("faceteer_trainer.cli.labels", "name a library's features, and score every name"),
     "draw-icons": Job("faceteer_trainer.cli.icons", "draw what turning each feature up causes"),
     "report-library": Job("faceteer_trainer.cli.report", "how good a library's every part is, as a page"),

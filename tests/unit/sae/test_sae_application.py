@@ -16,7 +16,7 @@ from faceteer_runtime.metrics import Metrics
 from faceteer_runtime.outcome import Failed, required
 from faceteer_sae.application import Decoding, SaeApplication
 from faceteer_sae.edits import EditColumns
-from faceteer_sae.features import Encoding, from_record, to_record
+from faceteer_sae.features import Encoding, Origin, from_record, to_record
 from faceteer_sae.model import FeatureActivations, SparseAutoencoder
 from faceteer_sae.settings import SaeSettings
 from unit.sae.random_sae import embeddings, random_sae
@@ -50,6 +50,7 @@ class Counting:
             worker=worker,
             metrics=Metrics(),
             settings=SaeSettings(**settings),
+            origin=Origin("tiny"),
         )
 
 
@@ -197,7 +198,7 @@ async def test_a_closed_service_computes_nothing_more(counting: Callable[..., Co
 
 def kept(indices: list[int], kth: float = 0.5) -> Encoding:
     acts = np.arange(1, len(indices) + 1, dtype=np.float32)
-    return Encoding(FeatureActivations(np.array(indices, np.int32), acts, kth), len(indices), 0.25, 0.75, 40.0)
+    return Encoding(FeatureActivations(np.array(indices, np.int32), acts, kth), len(indices), 0.25, 0.75, 40.0, 0.5)
 
 
 def test_an_encoding_comes_out_of_the_cache_as_it_went_in() -> None:

@@ -36,7 +36,7 @@ class FeatureEncoding:
         cosine: cos(x, x_hat).
         norm: ||x||.
         error: x - x_hat, float32 [d], with ``include_error``; None otherwise.
-        warnings: norm or l0 unlike those of the SAE's training corpus.
+        warnings: the embedding, its norm or its l0 is unlike those of the corpus that the bundle was made from.
         cached: whether no model ran for it.
         embedding_id: names the embedding in later calls, while the server's cache keeps it.
     """

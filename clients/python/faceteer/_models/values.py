@@ -45,15 +45,24 @@ class Revisions:
 
 @dataclass(frozen=True)
 class Notice:
-    """A warning that came with a successful call: ``code`` for programs, ``message`` for people."""
+    """A warning that came with a successful call.
+
+    Attributes:
+        code: for programs; "UNLIKE_THE_CORPUS" says that the bundle was not made from pictures of this kind.
+        message: for people, with what to do.
+        value: what was measured; 0 where the warning is not about a number.
+        limit: what it passed.
+    """
 
     code: str
     message: str
+    value: float = 0.0
+    limit: float = 0.0
 
     @classmethod
     def all_of(cls, messages: Iterable[Any]) -> tuple[Notice, ...]:
         """From the wire: an answer's warnings."""
-        return tuple(cls(message.code, message.message) for message in messages)
+        return tuple(copied(cls, message) for message in messages)
 
     def __str__(self) -> str:
         return self.message

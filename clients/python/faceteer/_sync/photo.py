@@ -84,7 +84,8 @@ class Photo:
 
     @property
     def warnings(self) -> tuple[Notice, ...]:
-        """Whether the picture is unlike those the models know, and the usual cause."""
+        """Whether the picture is unlike those that the bundle was made from, and what to do. Look here first: of such a
+        picture the features mean little."""
         return self._opened.warnings
 
     @property
@@ -118,7 +119,9 @@ class Photo:
         return None if self._opened.data is None else decode_picture(self._opened.data)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}: {self.l0} features, {', '.join(map(str, self.features.top(3)))}>"
+        doubt = " ⚠ see .warnings" if self.warnings else ""
+        strongest = ", ".join(map(str, self.features.top(3)))
+        return f"<{type(self).__name__} {self.name}: {self.l0} features, {strongest}{doubt}>"
 
     def _repr_html_(self) -> str:
         return photo_view(self._opened)

@@ -30,7 +30,8 @@ def photo_view(opened: OpenedPhoto, *, page: bool = False) -> str:
     )
     head = Markup(f'<div class="ft-head"><h3>{text(opened.name)}</h3><span class="ft-dim">{facts}</span></div>')
     rows = div("ft-grow", [fired_table(opened.features, 50 if page else 12)])
-    parts = [head, div("ft-split", [_photo(opened, Pictures(page=page)), rows]), *_warnings(opened.warnings)]
+    # Before the features, since it says how much they are worth.
+    parts = [head, *_warnings(opened.warnings), div("ft-split", [_photo(opened, Pictures(page=page)), rows])]
     return view(opened.name, parts, page=page)
 
 
@@ -48,7 +49,8 @@ def edit_view(plan: EditPlan, *, page: bool = False) -> str:
     for seed, picture in plan.outcome.pictures:
         image = pictures.img(picture, alt=f"seed {seed}", side=256)
         row.append(figure(image, f"seed {seed}", kind="ft-photo"))
-    report = [] if plan.outcome.report is None else _report(plan.outcome.report)
+    # A report repeats the photo's own warnings.
+    report = _warnings(plan.photo.warnings) if plan.outcome.report is None else _report(plan.outcome.report)
     return view(plan.photo.name, [head, div("ft-split", row), *report], page=page)
 
 

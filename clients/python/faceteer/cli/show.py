@@ -26,6 +26,8 @@ def photo(to: Console, opened: faceteer.Photo, top: int) -> None:
     """An opened picture and its strongest features."""
     facts = f"{opened.l0} features · {opened.explained_variance:.1%} of the variance explained"
     _title(to, opened.name, f"{facts} · cosine {opened.cosine:.3f}")
+    # Before the features, since it says how much they are worth.
+    _warnings(to, opened.warnings)
     shown = opened.features.top(top)
     strongest = max((feature.scaled or feature.activation for feature in shown), default=1.0)
     table = _table(("feature", "right"), ("label", "left"), ("activation", "right"), ("scaled", "right"), ("", "left"))
@@ -41,7 +43,6 @@ def photo(to: Console, opened: faceteer.Photo, top: int) -> None:
     _show(to, table)
     if opened.l0 > len(shown):
         to.print(Text(f"  … and {opened.l0 - len(shown)} weaker ones (--top)", "dim"))
-    _warnings(to, opened.warnings)
 
 
 def wrote(to: Console, *paths: object) -> None:

@@ -102,19 +102,31 @@ class Warning(_message.Message):
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """Stable name in upper snake case, for programs: NORM_OUT_OF_RANGE, L0_OUT_OF_RANGE, STATISTICS_MISSING …"""
+    """Stable name in upper snake case, for programs: UNLIKE_THE_CORPUS (the picture is unlike those that the bundle was
+    made from), NORM_OUT_OF_RANGE, L0_OUT_OF_RANGE, STATISTICS_MISSING …
+    """
     message: _builtins.str
-    """One sentence for people, with the figures and the usual cause."""
+    """For people, with the figures, the usual cause, and what to do."""
+    value: _builtins.float
+    """What was measured: for UNLIKE_THE_CORPUS the novelty score (docs/bundles.md), for NORM_OUT_OF_RANGE the norm. 0 where
+    the warning is not about a number.
+    """
+    limit: _builtins.float
+    """What value passed: for UNLIKE_THE_CORPUS the score that 99.5 % of the corpus' own pictures stay below."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         message: _builtins.str = ...,
+        value: _builtins.float = ...,
+        limit: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "limit", b"limit", "message", b"message", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -165,7 +165,9 @@ class FeatureEncoding(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_execution_pb2.Warning]:
-        """Set when norm or L0 lie far outside what the SAE's training corpus shows: wrong preprocessing is the usual cause."""
+        """Set when the embedding is unlike those of the corpus that the bundle was made from (UNLIKE_THE_CORPUS), or when norm
+        or L0 lie so far outside that wrong preprocessing is the usual cause.
+        """
 
     def __init__(
         self,

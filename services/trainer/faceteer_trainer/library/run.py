@@ -86,7 +86,7 @@ def build_library(
         if library is None:
             stage(bundle, staging, renewed)
             if not keep_statistics:
-                write_statistics(staging / "sae", corpus, measured)
+                write_statistics(staging / "sae", corpus, sae, store, measured)
                 revision = part_revision(staging, "sae")
             library = staging / _LIBRARY
         try:

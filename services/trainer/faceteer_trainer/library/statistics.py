@@ -2,25 +2,107 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from faceteer_sae.statistics import FeatureStatistics, embedding_statistics, save_statistics
+from faceteer_library.editor import LibraryEditor
+from faceteer_runtime.bundle import Bundle
+from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.novelty import FEWEST, Novelty
+from faceteer_sae.statistics import (
+    FILE,
+    FeatureStatistics,
+    embedding_statistics,
+    load_statistics,
+    save_statistics,
+)
 from faceteer_sae.weights import update_metadata
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
+from faceteer_trainer.errors import JobError
+from faceteer_trainer.files import locked, writing
+from faceteer_trainer.library.activations import ActivationStore
+from faceteer_trainer.library.encoding import Active, BulkEncoder
 from faceteer_trainer.library.measure import CorpusStatistics
+from faceteer_trainer.library.staging import commit, part_revision, seal_staged, stage
+from faceteer_trainer.sae.statistics import NOVELTY_ROWS
+
+_LIBRARY = "library/library.sqlite"
 
 
-def write_statistics(directory: Path, corpus: EmbeddingCorpus, measured: CorpusStatistics) -> None:
+def write_statistics(
+    directory: Path,
+    corpus: EmbeddingCorpus,
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    measured: CorpusStatistics,
+) -> None:
     """Writes the statistics of an SAE's directory anew, and what its card says of embeddings."""
-    sample, rivals = _sample(corpus), measured.rivals
-    statistics = FeatureStatistics(measured.firing_share, measured.p99, rivals.offsets, rivals.indices, sample.mean(0))
+    rows, rivals = _sampled(corpus), measured.rivals
+    sample = corpus.rows(rows)
+    mean: npt.NDArray[np.float32] = sample.mean(0)
+    novelty = _novelty(sample, store.rows(rows), sae, mean)
+    statistics = FeatureStatistics(measured.firing_share, measured.p99, rivals.offsets, rivals.indices, mean, novelty)
     save_statistics(directory, statistics)
     norms = np.linalg.norm(sample, axis=1)
     update_metadata(directory, {"embedding_statistics": embedding_statistics(norms, measured.l0)})
 
 
-def _sample(corpus: EmbeddingCorpus) -> npt.NDArray[np.float32]:
-    return corpus.rows(np.unique(np.linspace(0, len(corpus) - 1, min(len(corpus), 20_000)).astype(np.int64)))
+def learn_novelty(bundle_directory: Path, corpus_directory: Path, device: str = "cpu") -> Novelty:
+    """Gives a bundle that has all else what tells pictures unlike the corpus; its other statistics stay.
+
+    The SAE's revision changes with its files, so the library is told the new one.
+
+    Raises:
+        BundleError: no such bundle, no SAE in it, or no statistics.
+        JobError: corpus and bundle do not fit, the corpus is too small, or something cannot be read or written.
+    """
+    inside = bundle_directory / ".learn-novelty"
+    staging = inside / "staging"
+    with ExitStack() as stack:
+        stack.enter_context(writing(inside))
+        bundle = Bundle.open(bundle_directory)
+        part = bundle.part("sae")
+        stack.enter_context(locked(inside))
+        sae = SparseAutoencoder.load(part.path)
+        statistics = load_statistics(part.path, sae.d_in, sae.d_sae)
+        if statistics is None:
+            raise JobError(f"{part.path}: has no feature statistics to add to; run build-library")
+        corpus = EmbeddingCorpus.open(corpus_directory, encoder_revision=str(part.facts.get("encoder_revision")))
+        if corpus.embed_dim != sae.d_in:
+            raise JobError(f"{corpus_directory}: embeddings of {corpus.embed_dim} values, but the SAE takes {sae.d_in}")
+        sample = corpus.rows(_sampled(corpus))
+        mean = statistics.embedding_mean if statistics.embedding_mean is not None else sample.mean(0)
+        novelty = _novelty(sample, BulkEncoder(sae, device).encode(sample), sae, mean)
+        if novelty is None:
+            raise JobError(f"{corpus_directory}: {len(corpus)} pictures; {FEWEST} different ones are the fewest")
+        renewed = [f"sae/{FILE}", *([_LIBRARY] if bundle.has_part("library") else [])]
+        stage(bundle, staging, renewed)
+        save_statistics(staging / "sae", replace(statistics, embedding_mean=mean, novelty=novelty))
+        if _LIBRARY in renewed:
+            with LibraryEditor(staging / _LIBRARY) as editor:
+                editor.meta("sae_revision", part_revision(staging, "sae"))
+        seal_staged(staging, renewed, {})
+        commit(staging, bundle_directory)
+        shutil.rmtree(inside, ignore_errors=True)
+    return novelty
+
+
+def _novelty(
+    x: npt.NDArray[np.float32], active: Active, sae: SparseAutoencoder, mean: npt.NDArray[np.float32]
+) -> Novelty | None:
+    """Learnt from embeddings [m, d] and the features that fire on them."""
+    errors = np.empty(len(x))
+    for row, one in enumerate(x):
+        fired = slice(active.indptr[row], active.indptr[row + 1])
+        errors[row] = np.square(one - sae.decode(active.indices[fired], active.values[fired])).sum()
+    return Novelty.fit(x, errors, mean)
+
+
+def _sampled(corpus: EmbeddingCorpus) -> npt.NDArray[np.int64]:
+    """Rows from all over the corpus."""
+    return np.unique(np.linspace(0, len(corpus) - 1, min(len(corpus), NOVELTY_ROWS)).astype(np.int64))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from faceteer_sae.novelty import Novelty
 from faceteer_sae.reconstruction import Reconstruction
 from faceteer_sae.rivals import RULE, Rivals, find_rivals
 from faceteer_sae.statistics import FeatureStatistics, embedding_statistics
@@ -21,6 +22,8 @@ _MOST_PAIRS = 30_000_000
 # Rivals are looked for among this many of the commonest features.
 _MOST_COMMON = 4096
 _CHUNK = 1024
+# Rows, from all over, that novelty is learnt from: of 1,280 values each they are 100 MB.
+NOVELTY_ROWS = 20_000
 
 
 class Measured(NamedTuple):
@@ -46,11 +49,17 @@ def measure(model: Autoencoder, corpus: EmbeddingCorpus, most_rows: int) -> Meas
     indices = np.arange(count) if count == len(corpus) else BlockShuffle(len(corpus), count, seed=1).indices(0)
     latents, acts, norms, l0s = [], [], [], []
     sums, firings = Reconstruction(), 0
+    step = -(-count // NOVELTY_ROWS)
+    kept, errors = [], []
     for start in range(0, count, _CHUNK):
         raw = corpus.rows(indices[start : start + _CHUNK])
         x = torch.from_numpy(raw).to(model.device)
         pairs, values = model.fire(x)
-        sums.add(raw, (sum_by_row(values, model.W_dec, pairs, len(x)) + model.b_dec).cpu().numpy())
+        found = (sum_by_row(values, model.W_dec, pairs, len(x)) + model.b_dec).cpu().numpy()
+        sums.add(raw, found)
+        every = slice(-start % step, None, step)
+        kept.append(raw[every])
+        errors.append(np.square(raw[every] - found[every]).sum(1))
         latents.append(pairs.latents.int().cpu())
         acts.append(values.cpu())
         l0s.append(torch.bincount(pairs.rows, minlength=len(x)).cpu())
@@ -59,7 +68,10 @@ def measure(model: Autoencoder, corpus: EmbeddingCorpus, most_rows: int) -> Meas
         if firings > _MOST_PAIRS:
             break
     l0 = torch.cat(l0s)
-    statistics = _statistics(torch.cat(latents), torch.cat(acts), l0, model.d_sae, sums.mean.astype(np.float32))
+    mean = sums.mean.astype(np.float32)
+    novelty = Novelty.fit(np.concatenate(kept), np.concatenate(errors), mean)
+    statistics = _statistics(torch.cat(latents), torch.cat(acts), l0, model.d_sae)
+    statistics = replace(statistics, embedding_mean=mean, novelty=novelty)
     figures = {
         "explained_variance": sums.explained_variance, "cosine": sums.cosine, "l0": float(l0.float().mean()),
         "dead_share": float((statistics.firing_share == 0).mean()), "rows": sums.rows,
@@ -67,9 +79,7 @@ def measure(model: Autoencoder, corpus: EmbeddingCorpus, most_rows: int) -> Meas
     return Measured(statistics, embedding_statistics(torch.cat(norms).numpy(), l0.numpy()), figures)
 
 
-def _statistics(
-    latents: torch.Tensor, acts: torch.Tensor, l0: torch.Tensor, d_sae: int, mean: npt.NDArray[np.float32]
-) -> FeatureStatistics:
+def _statistics(latents: torch.Tensor, acts: torch.Tensor, l0: torch.Tensor, d_sae: int) -> FeatureStatistics:
     """Of firings [P] in the order of the rows, l0 int64 [m] of which each row has."""
     counts = torch.bincount(latents, minlength=d_sae)
     by_value = acts.argsort()
@@ -83,7 +93,7 @@ def _statistics(
     p99 = torch.where(counts > 0, p99, 0.0)
     rivals = _rivals(latents, acts > RULE.strong * p99[latents], l0, d_sae)
     share = (counts.double() / len(l0)).float()
-    return FeatureStatistics(share.numpy(), p99.numpy(), rivals.offsets, rivals.indices, mean)
+    return FeatureStatistics(share.numpy(), p99.numpy(), rivals.offsets, rivals.indices)
 
 
 def _rivals(latents: torch.Tensor, strong: torch.Tensor, l0: torch.Tensor, d_sae: int) -> Rivals:
