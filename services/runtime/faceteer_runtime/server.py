@@ -139,7 +139,7 @@ async def start(
         for service in services:
             stack.push_async_callback(_close_service, service)
             service.register(server)
-        health = Health(service.name for service in services)
+        health = Health({service.name: service.is_serving for service in services})
         await health.register(server)
         if settings.reflection:
             names = [*(service.name for service in services), "grpc.health.v1.Health", reflection.SERVICE_NAME]

@@ -26,12 +26,14 @@ class Service:
         register: adds the servicer to a server.
         warm_up: runs the model once on a declared example; the service is NOT_SERVING until this has passed.
         close: frees what the service holds.
+        is_serving: for a service that another process serves: whether it does now. None where this process answers.
     """
 
     name: str
     register: Callable[[grpc.aio.Server], None]
     warm_up: Callable[[], Awaitable[None]] = field(default=_nothing)
     close: Callable[[], Awaitable[None]] = field(default=_nothing)
+    is_serving: Callable[[], Awaitable[bool]] | None = None
 
 
 @dataclass

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
-import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,17 +24,16 @@ from faceteer.v1 import (
 from faceteer_runtime.cache import Cache
 from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
 from faceteer_runtime.embeddings import from_record, to_record
-from faceteer_runtime.errors import EmbeddingExpired, InvalidField, RevisionMismatch, UnknownFeature
+from faceteer_runtime.errors import EmbeddingExpired, InvalidField, UnknownFeature
 from faceteer_runtime.tensors import to_array, to_tensor
 
 from faceteer_studio.layout import Layout
 from faceteer_studio.ports import Call
 from faceteer_studio.upstream_errors import at_our_field, from_item
+from faceteer_studio.upstreams import Upstreams
 
 T = TypeVar("T")
 
-# For how long what the services run is remembered; any of them may restart with another bundle.
-_FRESH_S = 5.0
 # BatchGetFeatures takes this many at once.
 _BATCH = 1000
 
@@ -59,69 +56,39 @@ class Source(NamedTuple):
 
 
 class Studio:
-    """The jobs, and what they share: the cache, and for a few seconds what the other services run."""
+    """The jobs, and what they share: the cache, and what the other services said of themselves."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._identity: studio_pb2.GetStudioResponse | None = None
-        self._asked = 0.0
+        self.upstreams = Upstreams()
 
     # -- what runs -------------------------------------------------------------------------------
 
     async def describe(self, call: Call) -> studio_pb2.GetStudioResponse:
         """GetStudio's answer, as this caller may see it."""
-        answer = studio_pb2.GetStudioResponse()
-        answer.CopyFrom(await self.identity(call))
-        if call.access_key:
+        answer = await self.upstreams.describe(call)
+        if call.access_key and self.upstreams.library.error is None:
+            # It counts gated features only for those who may see them.
             answer.library.CopyFrom(await call.ports.library.get_library(library_pb2.GetLibraryRequest(), call))
         return answer
-
-    async def identity(self, call: Call) -> studio_pb2.GetStudioResponse:
-        """What every caller may see of it, at most a few seconds old. Shared: do not change the answer."""
-        if self._identity is None or time.monotonic() - self._asked > _FRESH_S:
-            call = call.without_key()
-            ports = call.ports
-            encoder, sae, generator, library = await asyncio.gather(
-                ports.encoder.get_encoder(encoder_pb2.GetEncoderRequest(), call),
-                ports.sae.get_sae(sae_pb2.GetSaeRequest(), call),
-                ports.generator.get_generator(generator_pb2.GetGeneratorRequest(), call),
-                ports.library.get_library(library_pb2.GetLibraryRequest(), call),
-            )
-            self._identity = studio_pb2.GetStudioResponse(
-                bundle=encoder.bundle,
-                version=importlib.metadata.version("faceteer-studio"),
-                revisions=execution_pb2.Revisions(
-                    encoder=encoder.revision,
-                    sae=sae.revision,
-                    generator=generator.revision,
-                    library=library.revision,
-                ),
-                encoder=encoder,
-                sae=sae,
-                generator=generator,
-                library=library,
-            )
-            self._asked = time.monotonic()
-        return self._identity
 
     async def _revisions(
         self, call: Call, *, encoder: execution_pb2.Execution, sae: execution_pb2.Execution
     ) -> execution_pb2.Revisions:
-        """All revisions, the first two those that this very answer came from: an upstream may just have changed."""
-        actual = (await self.identity(call)).revisions
-        return execution_pb2.Revisions(
-            encoder=encoder.model_revision or actual.encoder,
-            sae=sae.model_revision,
-            generator=actual.generator,
-            library=actual.library,
-        )
+        """All revisions, the first two those that this very answer came from: an upstream may just have changed.
 
-    async def _check_revisions(self, expected: execution_pb2.Revisions, call: Call) -> None:
-        actual = (await self.identity(call)).revisions
-        for part in ("encoder", "sae", "generator"):
-            wanted = getattr(expected, part)
-            if wanted and wanted != getattr(actual, part):
-                raise RevisionMismatch(part, wanted, getattr(actual, part))
+        Those of a part that has been down ever since we started stay empty.
+        """
+        known_encoder, known_generator, known_library = await asyncio.gather(
+            self.upstreams.encoder.latest(call), self.upstreams.generator.latest(call),
+            self.upstreams.library.latest(call),
+        )  # fmt: skip
+        return execution_pb2.Revisions(
+            encoder=encoder.model_revision or known_encoder.revision,
+            sae=sae.model_revision,
+            generator=known_generator.revision,
+            library=known_library.revision,
+        )
 
     # -- jobs ------------------------------------------------------------------------------------
 
@@ -161,7 +128,7 @@ class Studio:
     ) -> AsyncGenerator[studio_pb2.EditImageResponse, None]:
         """Edited first, then the generator's events unless ``report_only``."""
         layout = Layout.of(request) if request.HasField("keep_layout") else None
-        await self._check_revisions(request.expected_revisions, call)
+        await self.upstreams.check_revisions(request.expected_revisions, call, draws=not request.report_only)
         source = await self.source(request.input, "input", call)
         edits = await self._by_index(request.edits, call)
         answer = await self._edit(source, edits, "input", call, measure=not request.skip_measuring)
@@ -237,9 +204,9 @@ class Studio:
                 embedding = await self.look_up(given.embedding_id)
                 return Source(embedding, execution_pb2.Execution(cached=True))
             case "embeds":
-                identity = await self.identity(call)
-                x = to_array(given.embeds, field=f"{field}.embeds", shape=(identity.sae.d_in,))
-                embedding_id = embeds_content_id(identity.revisions.encoder, x)
+                sae, encoder = await asyncio.gather(self.upstreams.sae.get(call), self.upstreams.encoder.latest(call))
+                x = to_array(given.embeds, field=f"{field}.embeds", shape=(sae.d_in,))
+                embedding_id = embeds_content_id(encoder.revision or sae.encoder_revision, x)
                 embedding = tensor_pb2.Embedding(embedding_id=embedding_id, embeds=given.embeds)
                 self._keep(embedding)
                 return Source(embedding, execution_pb2.Execution())

@@ -1,6 +1,6 @@
 """The other four services at the studio's own address: every call forwarded byte for byte.
 
-Deadlines, cancellation, request ids, statuses and their details pass through.
+Deadlines, cancellation, request ids, statuses and their details pass through, and so does health.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def gateway(remote: Remote, ports: Ports, instead: Mapping[str, Any] | None = No
     handlers = {method.name: _forward(remote, ports, method) for method in SERVICES[remote.name].methods}
     handlers |= instead or {}
     generic = grpc.method_handlers_generic_handler(remote.service, handlers)
-    return Service(remote.service, lambda server: server.add_generic_rpc_handlers((generic,)))
+    return Service(
+        remote.service, lambda server: server.add_generic_rpc_handlers((generic,)), is_serving=remote.is_serving
+    )
 
 
 def _forward(remote: Remote, ports: Ports, method: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from faceteer.v1 import edits_pb2, generator_pb2, sae_pb2, studio_pb2, tensor_pb2
+from faceteer.v1 import edits_pb2, generator_pb2, sae_pb2, tensor_pb2
 from faceteer_runtime.cache import Cache
 from faceteer_runtime.errors import FaceteerError
 from faceteer_runtime.icons import SEED, icon_drawing, icon_key, icon_strip
@@ -42,7 +42,8 @@ class Icons:
         feature: int,
         template: np.ndarray,
         strengths: Sequence[float],
-        identity: studio_pb2.GetStudioResponse,
+        sae: sae_pb2.GetSaeResponse,
+        generator: generator_pb2.GetGeneratorResponse,
         call: Call,
     ) -> Icon:
         """The icon of a feature.
@@ -51,17 +52,18 @@ class Icons:
             feature: its index.
             template: float32 [d], what it is drawn on.
             strengths: SCALED, left to right.
-            identity: what runs.
+            sae: what it is edited with.
+            generator: what it is drawn with.
             call: whose time it takes.
 
         Raises:
             FaceteerError: what SAE or generator raise.
         """
-        generator, size = identity.generator, identity.generator.sizes[0]
+        size = generator.sizes[0]
         steps, guidance = icon_drawing(generator.defaults.steps, generator.defaults.guidance_scale)
         key = icon_key(
             generator.revision,
-            identity.sae.revision,
+            sae.revision,
             template,
             feature,
             strengths=strengths,

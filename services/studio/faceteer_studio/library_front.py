@@ -52,17 +52,17 @@ class LibraryFront:
         if answer.WhichOneof("result") == "icon":
             return answer
         recipe = answer.recipe
-        identity = await self._studio.identity(call)
+        sae, generator = await self._studio.upstreams.sae.get(call), await self._studio.upstreams.generator.get(call)
         try:
-            template = to_array(recipe.template, field="template", shape=(identity.sae.d_in,))
+            template = to_array(recipe.template, field="template", shape=(sae.d_in,))
         except InvalidField as error:
             _log.warning("a library's icon template cannot be used: %s", error)
             raise IconNotMade(recipe.feature_index) from None
-        icon = await self._icons.get(recipe.feature_index, template, answer.strengths, identity, call)
+        icon = await self._icons.get(recipe.feature_index, template, answer.strengths, sae, generator, call)
         return library_pb2.GetFeatureIconResponse(
             icon=icon.webp,
             strengths=answer.strengths,
-            execution=execution(identity.generator.revision, icon.cached),
+            execution=execution(generator.revision, icon.cached),
         )
 
     async def _features(self, picture: tensor_pb2.EmbedsInput, call: Call) -> tensor_pb2.SparseFeatures:
@@ -81,8 +81,9 @@ class LibraryFront:
         remaining = call.time_remaining()
         call = call.within(_ENCODER_S if remaining is None else min(_ENCODER_S, remaining / 2))
         try:
-            identity = await self._studio.identity(call)
-            if not (identity.encoder.has_text_tower and identity.library.searches_meaning):
+            encoder = await self._studio.upstreams.encoder.get(call)
+            library = await self._studio.upstreams.library.get(call)
+            if not (encoder.has_text_tower and library.searches_meaning):
                 return None
             answer = await call.ports.encoder.encode_texts(encoder_pb2.EncodeTextsRequest(texts=[words]), call)
         except FaceteerError as error:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import grpc.aio
@@ -19,13 +20,14 @@ from faceteer_studio.ports import Ports, Remote
 from faceteer_studio.servicer import StudioServicer, library_handlers
 from faceteer_studio.settings import StudioSettings
 
+_log = logging.getLogger(__name__)
 NAME = "faceteer.v1.StudioService"
 
 
-def build_over(ports: Ports, resources: Resources) -> tuple[Service, dict[str, Any]]:
+def build_over(ports: Ports, resources: Resources, wait_s: float | None = None) -> tuple[Service, dict[str, Any]]:
     """StudioService over the given ports, and the handlers to stand before LibraryService's own.
 
-    The service serves when the others do.
+    The service serves when the others do, or after ``wait_s`` seconds without those that do not; None waits for all.
     """
     studio = Studio(resources.cache)
     servicer = StudioServicer(studio, ports)
@@ -34,9 +36,15 @@ def build_over(ports: Ports, resources: Resources) -> tuple[Service, dict[str, A
         studio_pb2_grpc.add_StudioServiceServicer_to_server(servicer, server)
 
     async def warm_up() -> None:
-        await asyncio.gather(*(transport.wait_serving() for transport in ports.transports))
+        waiting = asyncio.gather(*(transport.wait_serving() for transport in ports.transports))
+        try:
+            await asyncio.wait_for(waiting, wait_s)
+        except TimeoutError:
+            # Each part fails alone: what needs none of those that are down works without them.
+            _log.warning("not every service is up after %g s; serving without", wait_s)
 
     async def close() -> None:
+        studio.upstreams.close()
         await asyncio.gather(*(transport.close() for transport in ports.transports))
 
     front = LibraryFront(studio, resources.cache)
@@ -50,6 +58,6 @@ def build(resources: Resources) -> list[Service]:
         Remote(name, getattr(settings, f"studio_{name}_address")) for name in ("encoder", "sae", "generator", "library")
     )
     ports = Ports(encoder, sae, generator, library)
-    studio, before_library = build_over(ports, resources)
+    studio, before_library = build_over(ports, resources, settings.studio_wait_seconds)
     gateways = [gateway(remote, ports) for remote in (encoder, sae, generator)]
     return [studio, *gateways, gateway(library, ports, before_library)]

@@ -18,6 +18,11 @@ class StudioSettings(ServiceSettings):
     studio_sae_address: str = Field("localhost:50052", description="Where SaeService is.")
     studio_generator_address: str = Field("localhost:50053", description="Where GeneratorService is.")
     studio_library_address: str = Field("localhost:50054", description="Where LibraryService is.")
+    studio_wait_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="How long a starting front door waits for the others before it serves without those that are down.",
+    )
 
 
 class AllInOneSettings(StudioSettings):

@@ -155,6 +155,15 @@ def test_status_shows_what_runs(faceteer: Run, server: FakeServer) -> None:
     assert answer["generator"]["defaults"]["steps"] == 4
 
 
+def test_status_names_the_part_that_is_down_and_what_still_works(faceteer: Run, server: FakeServer) -> None:
+    server.down["generator"] = "generator: cannot be reached"
+    ran = faceteer("status")
+    assert ran.status == 0
+    assert "generator ● down" in ran.words
+    assert "⚠ generator: cannot be reached does not work: drawing still works: opening pictures" in ran.words
+    assert faceteer("status", "--json").json["down"] == {"generator": "generator: cannot be reached"}
+
+
 def test_the_address_may_stand_before_or_after_the_command(
     faceteer: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

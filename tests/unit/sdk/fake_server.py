@@ -53,6 +53,7 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
         steps_done: denoising steps taken, over all requests.
         cancelled: set when a drawing noticed that its caller is gone.
         picked_seed: the seed drawn when none is given.
+        down: why a part does not answer, as GetStudio is to say, by part.
     """
 
     def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
@@ -67,6 +68,7 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
         self.picked_seed = 2**63 + 5
         self.revisions = dict(REVISIONS)
         self.most_waiting = 0
+        self.down: dict[str, str] = {}
         self._embeds: dict[str, np.ndarray] = {}
         self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self._labels = dict(LABELS)
@@ -146,6 +148,14 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
                 max_pixels=4096,
             ),
             library=self.GetLibraryAnswer,
+            parts=[
+                studio_pb2.PartStatus(
+                    name=name,
+                    state=studio_pb2.PART_STATE_DOWN if name in self.down else studio_pb2.PART_STATE_UP,
+                    reason=self.down.get(name, ""),
+                )
+                for name in ("encoder", "sae", "generator", "library")
+            ],
         )
 
     def OpenImage(self, request: Any, context: grpc.ServicerContext) -> studio_pb2.OpenImageResponse:

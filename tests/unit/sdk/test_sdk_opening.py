@@ -170,6 +170,18 @@ def test_status_says_what_runs_and_whether_it_is_well(either: Any, server: FakeS
     assert not either.status().healthy
 
 
+def test_status_names_a_part_that_is_down_and_what_works_without_it(either: Any, server: FakeServer) -> None:
+    whole = either.status()
+    assert (whole.down, whole.fails) == ({}, ())
+    server.down["generator"] = "generator: cannot be reached"
+    status = either.status()
+    assert not status.healthy
+    assert status.down == {"generator": "generator: cannot be reached"}
+    assert status.fails == ("drawing",)
+    assert status.works == ("opening pictures", "reports of edits", "encoding", "the library")
+    assert status.to_dict()["fails"] == ["drawing"]
+
+
 def test_a_photo_has_its_picture_and_one_from_an_embedding_has_none(either: Any) -> None:
     photo = either.open(png(9))
     assert photo.image.size == (16, 16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,15 @@ from faceteer.v1 import (
 )
 from faceteer_runtime.cache import Cache
 from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
-from faceteer_runtime.errors import EmbeddingExpired, FaceteerError, InvalidField, RevisionMismatch, UnknownFeature
+from faceteer_runtime.errors import (
+    DeadlineExceeded,
+    EmbeddingExpired,
+    FaceteerError,
+    InvalidField,
+    RevisionMismatch,
+    UnknownFeature,
+    UpstreamUnavailable,
+)
 from faceteer_runtime.metrics import Metrics
 from faceteer_runtime.status import error_to_item
 from faceteer_runtime.tensors import to_array, to_tensor
@@ -35,7 +45,9 @@ from faceteer_studio.servicer import StudioServicer
 from files_entered import files_entered
 
 GATED = 7
+PARTS = {"encoder": "GetEncoder", "sae": "GetSae", "generator": "GetGenerator", "library": "GetLibrary"}
 EDIT = studio_pb2.EditImageRequest
+OPEN = studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(image=b"abc"))
 SET, ABLATE = edits_pb2.EDIT_OPERATION_SET, edits_pb2.EDIT_OPERATION_ABLATE
 
 
@@ -277,16 +289,99 @@ async def test_an_id_that_is_not_cached_has_expired_and_a_long_one_is_cut(house:
 
 
 async def test_what_runs_is_asked_again_when_it_is_a_few_seconds_old(house: SimpleNamespace) -> None:
-    first = await house.studio.identity(house.call)
-    assert (first.bundle, first.revisions.library) == ("fake", "lib1")
-    assert first.version
-    house.studio._asked -= 4.5
-    await house.studio.identity(house.call)
+    sae = house.studio.upstreams.sae
+    assert (await sae.get(house.call)).revision == "sae1"
+    sae._asked -= 4.5
+    await sae.get(house.call)
     assert len(house.sae.asked("GetSae")) == 1
-    house.studio._asked -= 1.0
-    await house.studio.identity(house.call)
-    await house.studio.identity(house.call)
+    sae._asked -= 1.0
+    await sae.get(house.call)
+    await sae.get(house.call)
     assert len(house.sae.asked("GetSae")) == 2
+    about = await house.studio.describe(house.call)
+    assert (about.bundle, about.revisions.library) == ("fake", "lib1")
+    assert about.version
+
+
+async def test_callers_who_ask_at_once_cause_one_round_of_asking(house: SimpleNamespace) -> None:
+    await asyncio.gather(*(house.studio.describe(house.call) for _ in range(20)))
+    for service, method in PARTS.items():
+        assert len(getattr(house, service).asked(method)) == 1
+
+
+@pytest.mark.parametrize("dead", ["encoder", "sae", "generator", "library"])
+async def test_each_part_that_is_down_is_named_and_the_others_are_described(house: SimpleNamespace, dead: str) -> None:
+    getattr(house, dead).failures[PARTS[dead]] = UpstreamUnavailable(dead, "cannot be reached")
+    about = await house.studio.describe(house.call)
+    states = {part.name: (part.state, part.reason) for part in about.parts}
+    down = (studio_pb2.PART_STATE_DOWN, f"{dead}: cannot be reached")
+    assert states == {name: down if name == dead else (studio_pb2.PART_STATE_UP, "") for name in PARTS}
+    assert {name for name in PARTS if getattr(about.revisions, name)} == set(PARTS) - {dead}
+    assert about.bundle == ("fake" if dead != "encoder" else "")
+
+
+async def test_with_the_generator_down_since_the_start_pictures_open_and_edits_report(house: SimpleNamespace) -> None:
+    gone = UpstreamUnavailable("generator", "cannot be reached")
+    house.generator.failures |= {"GetGenerator": gone, "Generate": gone}
+    opened = await house.studio.open_image(
+        studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(image=b"abc")), house.call
+    )
+    assert (opened.revisions.sae, opened.revisions.generator) == ("sae2", "")
+    wanted = execution_pb2.Revisions(sae="sae1", generator="gen1")
+    assert await edited(house, expected_revisions=wanted, report_only=True)
+    # What would be drawn with cannot be checked, so nothing is drawn.
+    with pytest.raises(UpstreamUnavailable, match="generator"):
+        await edited(house, expected_revisions=wanted, report_only=False)
+
+
+async def test_a_part_that_has_gone_is_still_known_and_found_again(house: SimpleNamespace) -> None:
+    generator = house.studio.upstreams.generator
+    await house.studio.describe(house.call)
+    house.generator.failures["GetGenerator"] = UpstreamUnavailable("generator", "cannot be reached")
+    generator._asked -= 6
+    assert (
+        await house.studio.open_image(
+            studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(image=b"abc")), house.call
+        )
+    ).revisions.generator == "gen1"
+    assert generator.error is not None
+    del house.generator.failures["GetGenerator"]
+    generator._asked -= 2
+    about = await house.studio.describe(house.call)
+    assert [part.state for part in about.parts] == [studio_pb2.PART_STATE_UP] * 4
+
+
+async def test_a_part_that_hangs_is_waited_for_once_and_then_asked_in_the_background(
+    house: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceteer_studio.upstreams.ASK_S", 0.2)
+    generator, asked = house.studio.upstreams.generator, 0
+
+    async def hang(call: Call) -> Any:
+        nonlocal asked
+        asked += 1
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                await asyncio.sleep(60)
+        except TimeoutError:
+            raise DeadlineExceeded("generator") from None
+
+    monkeypatch.setattr(generator, "_ask", hang)
+    started = time.monotonic()
+    await asyncio.gather(
+        *(
+            house.studio.open_image(studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(image=b"abc")), house.call)
+            for _ in range(5)
+        )
+    )
+    assert (asked, time.monotonic() - started > 0.15) == (1, True)
+    generator._asked -= 2
+    started = time.monotonic()
+    await house.studio.open_image(OPEN, house.call)
+    assert time.monotonic() - started < 0.15
+    about = await house.studio.describe(house.call)
+    assert asked == 2
+    assert [part.reason for part in about.parts if part.reason] == ["generator: does not answer within 0.2 s"]
 
 
 @pytest.mark.parametrize(("part", "actual"), [("encoder", "enc1"), ("sae", "sae1"), ("generator", "gen1")])
@@ -514,7 +609,9 @@ async def test_faults_of_a_transfers_pictures_are_told_at_the_callers_field(hous
 # -- the way through -----------------------------------------------------------------------------
 
 
-async def test_a_call_goes_through_three_files_of_the_studio(house: SimpleNamespace) -> None:
+async def test_a_call_goes_through_three_files_of_the_studio_and_what_it_knows_of_the_others(
+    house: SimpleNamespace,
+) -> None:
     servicer = StudioServicer(house.studio, house.call.ports)
     context = SimpleNamespace(time_remaining=lambda: None)
     photo = studio_pb2.ImageInput(image=b"abc")
@@ -526,5 +623,5 @@ async def test_a_call_goes_through_three_files_of_the_studio(house: SimpleNamesp
         with files_entered(name if name != "TransferFeatures" else "transfer_features") as entered:
             await work()
         ours = {file for file in entered if file.startswith("faceteer_studio/")}
-        expected = {"faceteer_studio/servicer.py", "faceteer_studio/application.py", "faceteer_studio/ports.py"}
+        expected = {f"faceteer_studio/{name}.py" for name in ("servicer", "application", "ports", "upstreams")}
         assert ours <= expected, name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +37,7 @@ from faceteer_runtime.status import error_to_item
 from faceteer_runtime.tensors import to_tensor
 from faceteer_studio.service import build
 from faceteer_studio.settings import StudioSettings
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rpc_errors import read_error
 
 
@@ -70,6 +73,12 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
 
 
 class Sae(sae_pb2_grpc.SaeServiceServicer):
+    async def EncodeFeatures(self, request: Any, context: Any) -> sae_pb2.EncodeFeaturesResponse:
+        return sae_pb2.EncodeFeaturesResponse(
+            results=[sae_pb2.EncodeFeaturesResult(encoding=sae_pb2.FeatureEncoding(l0=1))],
+            execution=execution_pb2.Execution(model_revision="sae1"),
+        )
+
     async def GetSae(self, request: Any, context: Any) -> sae_pb2.GetSaeResponse:
         return sae_pb2.GetSaeResponse(revision="sae1", encoder_revision="enc1", d_in=4, d_sae=10)
 
@@ -141,9 +150,22 @@ async def serving(name: str, register: Any, servicer: Any) -> AsyncIterator[Runn
         await server.stop(0.1)
 
 
+@contextlib.contextmanager
+def hanging() -> Iterator[str]:
+    """The address of a process that takes connections and never answers, as a stopped one does."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
 @pytest.fixture
 async def door() -> AsyncIterator[SimpleNamespace]:
     """A front door over four small upstreams, and a channel to it."""
+    async with open_door() as opened:
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def open_door(**settings: Any) -> AsyncIterator[SimpleNamespace]:
     generator = Generator()
     async with contextlib.AsyncExitStack() as stack:
         upstream = {
@@ -154,7 +176,7 @@ async def door() -> AsyncIterator[SimpleNamespace]:
         }
         servers = {name: await stack.enter_async_context(serving(*parts)) for name, parts in upstream.items()}
         addresses = {f"studio_{name}_address": server.address for name, server in servers.items()}
-        studio = await start(StudioSettings(listen="127.0.0.1:0", **addresses), build)
+        studio = await start(StudioSettings(listen="127.0.0.1:0", **(addresses | settings)), build)
         stack.push_async_callback(studio.stop, 0.1)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(studio.address))
         yield SimpleNamespace(
@@ -162,6 +184,7 @@ async def door() -> AsyncIterator[SimpleNamespace]:
             encoder=encoder_pb2_grpc.EncoderServiceStub(channel),
             generator=generator_pb2_grpc.GeneratorServiceStub(channel),
             library=library_pb2_grpc.LibraryServiceStub(channel),
+            health=health_pb2_grpc.HealthStub(channel),
             generator_servicer=generator,
             servers=servers,
         )
@@ -287,3 +310,49 @@ async def test_one_request_id_goes_through_all_services(door: SimpleNamespace) -
     call = door.library.ListFeatures(library_pb2.ListFeaturesRequest(), metadata=(("x-request-id", "from-the-test"),))
     await call
     assert dict(await call.trailing_metadata())["x-request-id"] == "from-the-test"
+
+
+HEALTHY, ILL = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+OPEN = studio_pb2.OpenImageRequest(input=studio_pb2.ImageInput(image=b"picture"))
+
+
+async def health(door: SimpleNamespace, service: str) -> int:
+    name = f"faceteer.v1.{service}Service"
+    return int((await door.health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)).status)
+
+
+async def test_with_one_service_dead_the_others_work_and_status_and_health_name_it(door: SimpleNamespace) -> None:
+    assert await health(door, "Generator") == HEALTHY
+    watch = door.health.Watch(health_pb2.HealthCheckRequest(service="faceteer.v1.GeneratorService"))
+    while (await watch.read()).status != HEALTHY:
+        pass
+    await door.servers["generator"].stop(0)
+    assert (await door.studio.OpenImage(OPEN)).l0 == 1
+    events = [event async for event in door.studio.EditImage(edit_request("snow", report_only=True))]
+    assert events[0].edited.report.outcomes[0].label == "snow"
+    await asyncio.sleep(0.6)  # for so long a part's state is remembered
+    about = await door.studio.GetStudio(studio_pb2.GetStudioRequest())
+    down = {part.name: part.reason for part in about.parts if part.state == studio_pb2.PART_STATE_DOWN}
+    assert list(down) == ["generator"]
+    assert "cannot be reached" in down["generator"]
+    states = {name: await health(door, name) for name in ("Studio", "Encoder", "Sae", "Generator", "Library")}
+    assert states == {"Studio": HEALTHY, "Encoder": HEALTHY, "Sae": HEALTHY, "Generator": ILL, "Library": HEALTHY}
+    assert (await asyncio.wait_for(watch.read(), 10)).status == ILL
+    watch.cancel()
+
+
+async def test_a_service_that_hangs_since_before_the_start_holds_up_nobody_for_long() -> None:
+    with hanging() as address:
+        async with open_door(studio_generator_address=address, studio_wait_seconds=0.3) as door:
+            started = time.monotonic()
+            answers = await asyncio.gather(*(door.studio.OpenImage(OPEN) for _ in range(8)))
+            assert [answer.l0 for answer in answers] == [1] * 8
+            assert time.monotonic() - started < 3.5, "one wait of two seconds for all of them"
+            started = time.monotonic()
+            await door.studio.OpenImage(OPEN)
+            assert time.monotonic() - started < 1
+            about = await door.studio.GetStudio(studio_pb2.GetStudioRequest(), timeout=5)
+            (reason,) = [part.reason for part in about.parts if part.state == studio_pb2.PART_STATE_DOWN]
+            assert reason.startswith("generator: ")
+            assert await health(door, "Generator") == ILL
+            assert await health(door, "Studio") == HEALTHY

@@ -67,11 +67,11 @@ async def test_a_call_is_made_of_the_request_that_is_answered() -> None:
     assert "the-key" not in repr(call)
 
 
-def test_the_library_alone_is_told_the_access_key() -> None:
+async def test_the_library_alone_is_told_the_access_key() -> None:
     call = Call(NOWHERE, None, "id", "key")
     assert call.metadata("library") == (("x-request-id", "id"), ("x-faceteer-access", "key"))
     assert call.metadata("sae") == (("x-request-id", "id"),)
-    assert call.without_key().metadata("library") == (("x-request-id", "id"),)
+    assert call.on_our_own(2).metadata("library") == (("x-request-id", "id"),)
     assert Call(NOWHERE).metadata("library") == ()
 
 
@@ -109,7 +109,7 @@ async def test_a_handler_in_the_process_gets_the_call_as_its_context_and_the_req
     assert request_context() == ours
     handlers.failure = InvalidField("x.y", "wrong")
     with pytest.raises(InvalidField, match=r"our\.y: wrong"):
-        await ask(library_pb2.GetLibraryRequest(), call.without_key(), {"x": "our"})
+        await ask(library_pb2.GetLibraryRequest(), call.on_our_own(2), {"x": "our"})
     assert handlers.seen[1][2] == ""
     assert request_context() == ours, "after a failure too"
     elsewhere = local("sae", handlers).unary(

@@ -215,7 +215,10 @@ class AsyncClient(AsyncEncoder):
         return AsyncEdit(self._connection, replace(plan, coverage=answer.coverage, outcome=Outcome(report)))
 
     async def status(self, *, timeout: float | None = None) -> ServerStatus:
-        """What the server runs, its limits, and whether its services are well."""
+        """What the server runs, its limits, and whether its services are well.
+
+        A service that is down stands in ``.down`` with the reason, and ``.works`` says what can be done without it.
+        """
         attempts = self._connection.attempts(timeout, self._connection.timeouts.query)
         answer = await self._connection.facts(attempts)
         health = {service: await self._health(service, attempts) for service in SERVICES}

@@ -13,6 +13,14 @@ from faceteer.v1 import generator_pb2, studio_pb2
 #: grpc.health.v1's answers by number.
 HEALTH = {1: "serving", 2: "not serving", 3: "unknown"}
 SERVICES = ("encoder", "sae", "generator", "library", "studio")
+#: What people do, and the services that it takes.
+JOBS = {
+    "opening pictures": {"encoder", "sae", "library"},
+    "reports of edits": {"sae", "library"},
+    "drawing": {"sae", "generator", "library"},
+    "encoding": {"encoder"},
+    "the library": {"library"},
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class ServerStatus:
         version: the server's own.
         revisions: all parts'.
         health: "serving", "not serving" or "unknown", by service ("encoder", "sae", "generator", "library", "studio").
+        down: why a service does not answer, by service; empty when all of them do. What is said of such a service
+            (its revision, its limits) is the last that the server knew, and empty when it never knew.
         round_trip: seconds that the last empty call took.
         library: what the library covers.
     """
@@ -91,6 +101,7 @@ class ServerStatus:
     health: dict[str, str]
     round_trip: float
     library: LibraryFacts = field(default_factory=LibraryFacts)
+    down: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_proto(
@@ -115,12 +126,23 @@ class ServerStatus:
             health=health,
             round_trip=round_trip,
             library=LibraryFacts.from_proto(message.library),
+            down={part.name: part.reason for part in message.parts if part.state == studio_pb2.PART_STATE_DOWN},
         )
 
     @property
     def healthy(self) -> bool:
         """Whether every service serves."""
-        return all(state == "serving" for state in self.health.values())
+        return not self.down and all(state == "serving" for state in self.health.values())
+
+    @property
+    def works(self) -> tuple[str, ...]:
+        """What can be done now, in words; all of it when every service answers."""
+        return tuple(job for job, needs in JOBS.items() if not needs & self.down.keys())
+
+    @property
+    def fails(self) -> tuple[str, ...]:
+        """What cannot be done now, because it needs a service that is down."""
+        return tuple(job for job, needs in JOBS.items() if needs & self.down.keys())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -138,4 +160,7 @@ class ServerStatus:
             "generator": {**generator, "defaults": defaults},
             "health": dict(self.health),
             "library": self.library.to_dict(),
+            "down": dict(self.down),
+            "works": list(self.works),
+            "fails": list(self.fails),
         }

@@ -226,14 +226,21 @@ def status(to: Console, server: faceteer.ServerStatus) -> None:
         "studio": f"up to {generator.max_seeds} pictures an edit, {sae.max_edits} edits",
     }
     for service, health in server.health.items():
-        mark = {"serving": ("● serving", "green"), "not serving": ("● not serving", "red")}
+        mark = {"serving": ("● serving", "green"), "not serving": ("● not serving", "red"), "down": ("● down", "red")}
+        state = "down" if service in server.down else health
+        known = service not in server.down or bool(getattr(server.revisions, service))
         table.add_row(
             service,
-            Text(*mark.get(health, (f"○ {health}", "yellow"))),
+            Text(*mark.get(state, (f"○ {state}", "yellow"))),
             Text(getattr(server.revisions, service, ""), "dim"),
-            facts[service],
+            facts[service] if known else "",
         )
     _show(to, table)
+    for reason in server.down.values():
+        to.print(_indented(f"⚠ {reason}", "yellow"))
+    if server.down:
+        to.print(_indented(f"does not work: {', '.join(server.fails)}"))
+        to.print(_indented(f"still works: {', '.join(server.works) or 'nothing'}"))
 
 
 def recipe(to: Console, name: str, shown: faceteer.Recipe) -> None:

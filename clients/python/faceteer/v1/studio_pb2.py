@@ -31,7 +31,7 @@ from faceteer.v1 import sae_pb2 as faceteer_dot_v1_dot_sae__pb2
 from faceteer.v1 import tensor_pb2 as faceteer_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61\x63\x65teer/v1/studio.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x17\x66\x61\x63\x65teer/v1/edits.proto\x1a\x19\x66\x61\x63\x65teer/v1/encoder.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x1b\x66\x61\x63\x65teer/v1/generator.proto\x1a\x19\x66\x61\x63\x65teer/v1/library.proto\x1a\x15\x66\x61\x63\x65teer/v1/sae.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\x12\n\x10GetStudioRequest\"\xa3\x02\n\x11GetStudioResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12)\n\trevisions\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12\x30\n\x07\x65ncoder\x18\x04 \x01(\x0b\x32\x1f.faceteer.v1.GetEncoderResponse\x12(\n\x03sae\x18\x05 \x01(\x0b\x32\x1b.faceteer.v1.GetSaeResponse\x12\x34\n\tgenerator\x18\x06 \x01(\x0b\x32!.faceteer.v1.GetGeneratorResponse\x12\x30\n\x07library\x18\x07 \x01(\x0b\x32\x1f.faceteer.v1.GetLibraryResponse\"f\n\nImageInput\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x16\n\x0c\x65mbedding_id\x18\x02 \x01(\tH\x00\x12%\n\x06\x65mbeds\x18\x03 \x01(\x0b\x32\x13.faceteer.v1.TensorH\x00\x42\x08\n\x06source\"f\n\x0cNamedFeature\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nactivation\x18\x03 \x01(\x02\x12\x0e\n\x06scaled\x18\x04 \x01(\x02\x12\x14\n\x0c\x66iring_share\x18\x05 \x01(\x02\"P\n\x10OpenImageRequest\x12&\n\x05input\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12\x14\n\x0cmax_features\x18\x02 \x01(\r\"\xe6\x02\n\x11OpenImageResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12+\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x19.faceteer.v1.NamedFeature\x12\n\n\x02l0\x18\x03 \x01(\r\x12\x1a\n\x12\x65xplained_variance\x18\x04 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x05 \x01(\x02\x12\x0c\n\x04norm\x18\x06 \x01(\x02\x12&\n\x08warnings\x18\x07 \x03(\x0b\x32\x14.faceteer.v1.Warning\x12)\n\trevisions\x18\x08 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12\x31\n\x11\x65ncoder_execution\x18\t \x01(\x0b\x32\x16.faceteer.v1.Execution\x12-\n\rsae_execution\x18\n \x01(\x0b\x32\x16.faceteer.v1.Execution\"j\n\nKeepLayout\x12)\n\x06method\x18\x01 \x01(\x0e\x32\x19.faceteer.v1.LayoutMethod\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x15\n\x08strength\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x0b\n\t_strength\"\xb5\x02\n\x10\x45\x64itImageRequest\x12&\n\x05input\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12 \n\x05\x65\x64its\x18\x02 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12\x31\n\x08settings\x18\x03 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\x12\x32\n\x12\x65xpected_revisions\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12\x13\n\x0breport_only\x18\x05 \x01(\x08\x12\x16\n\x0eskip_measuring\x18\x06 \x01(\x08\x12\x15\n\rpreview_every\x18\x07 \x01(\r\x12,\n\x0bkeep_layout\x18\x08 \x01(\x0b\x32\x17.faceteer.v1.KeepLayout\"\xd8\x01\n\x06\x45\x64ited\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x17.faceteer.v1.EditReport\x12)\n\trevisions\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12 \n\x05\x65\x64its\x18\x04 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12-\n\rsae_execution\x18\x05 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xb7\x02\n\x11\x45\x64itImageResponse\x12%\n\x06\x65\x64ited\x18\x01 \x01(\x0b\x32\x13.faceteer.v1.EditedH\x00\x12%\n\x06queued\x18\x02 \x01(\x0b\x32\x13.faceteer.v1.QueuedH\x00\x12\'\n\x07started\x18\x03 \x01(\x0b\x32\x14.faceteer.v1.StartedH\x00\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x15.faceteer.v1.ProgressH\x00\x12\'\n\x07preview\x18\x05 \x01(\x0b\x32\x14.faceteer.v1.PreviewH\x00\x12#\n\x05image\x18\x06 \x01(\x0b\x32\x12.faceteer.v1.ImageH\x00\x12)\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x15.faceteer.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xbc\x01\n\x17TransferFeaturesRequest\x12\'\n\x06target\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12\'\n\x06source\x18\x02 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12*\n\treference\x18\x03 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12\x10\n\x08\x63overage\x18\x04 \x01(\x02\x12\x11\n\tmax_edits\x18\x05 \x01(\r\"\xf5\x01\n\x18TransferFeaturesResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12&\n\x06target\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12)\n\tembedding\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12\'\n\x06report\x18\x04 \x01(\x0b\x32\x17.faceteer.v1.EditReport\x12\x10\n\x08\x63overage\x18\x05 \x01(\x02\x12)\n\trevisions\x18\x06 \x01(\x0b\x32\x16.faceteer.v1.Revisions*l\n\x0cLayoutMethod\x12\x1d\n\x19LAYOUT_METHOD_UNSPECIFIED\x10\x00\x12 \n\x1cLAYOUT_METHOD_IMAGE_TO_IMAGE\x10\x01\x12\x1b\n\x17LAYOUT_METHOD_INVERSION\x10\x02\x32\xd6\x02\n\rStudioService\x12J\n\tGetStudio\x12\x1d.faceteer.v1.GetStudioRequest\x1a\x1e.faceteer.v1.GetStudioResponse\x12J\n\tOpenImage\x12\x1d.faceteer.v1.OpenImageRequest\x1a\x1e.faceteer.v1.OpenImageResponse\x12L\n\tEditImage\x12\x1d.faceteer.v1.EditImageRequest\x1a\x1e.faceteer.v1.EditImageResponse0\x01\x12_\n\x10TransferFeatures\x12$.faceteer.v1.TransferFeaturesRequest\x1a%.faceteer.v1.TransferFeaturesResponseB\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61\x63\x65teer/v1/studio.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x17\x66\x61\x63\x65teer/v1/edits.proto\x1a\x19\x66\x61\x63\x65teer/v1/encoder.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x1b\x66\x61\x63\x65teer/v1/generator.proto\x1a\x19\x66\x61\x63\x65teer/v1/library.proto\x1a\x15\x66\x61\x63\x65teer/v1/sae.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\x12\n\x10GetStudioRequest\"Q\n\nPartStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.faceteer.v1.PartState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xcb\x02\n\x11GetStudioResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12)\n\trevisions\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12\x30\n\x07\x65ncoder\x18\x04 \x01(\x0b\x32\x1f.faceteer.v1.GetEncoderResponse\x12(\n\x03sae\x18\x05 \x01(\x0b\x32\x1b.faceteer.v1.GetSaeResponse\x12\x34\n\tgenerator\x18\x06 \x01(\x0b\x32!.faceteer.v1.GetGeneratorResponse\x12\x30\n\x07library\x18\x07 \x01(\x0b\x32\x1f.faceteer.v1.GetLibraryResponse\x12&\n\x05parts\x18\x08 \x03(\x0b\x32\x17.faceteer.v1.PartStatus\"f\n\nImageInput\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x16\n\x0c\x65mbedding_id\x18\x02 \x01(\tH\x00\x12%\n\x06\x65mbeds\x18\x03 \x01(\x0b\x32\x13.faceteer.v1.TensorH\x00\x42\x08\n\x06source\"f\n\x0cNamedFeature\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nactivation\x18\x03 \x01(\x02\x12\x0e\n\x06scaled\x18\x04 \x01(\x02\x12\x14\n\x0c\x66iring_share\x18\x05 \x01(\x02\"P\n\x10OpenImageRequest\x12&\n\x05input\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12\x14\n\x0cmax_features\x18\x02 \x01(\r\"\xe6\x02\n\x11OpenImageResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12+\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x19.faceteer.v1.NamedFeature\x12\n\n\x02l0\x18\x03 \x01(\r\x12\x1a\n\x12\x65xplained_variance\x18\x04 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x05 \x01(\x02\x12\x0c\n\x04norm\x18\x06 \x01(\x02\x12&\n\x08warnings\x18\x07 \x03(\x0b\x32\x14.faceteer.v1.Warning\x12)\n\trevisions\x18\x08 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12\x31\n\x11\x65ncoder_execution\x18\t \x01(\x0b\x32\x16.faceteer.v1.Execution\x12-\n\rsae_execution\x18\n \x01(\x0b\x32\x16.faceteer.v1.Execution\"j\n\nKeepLayout\x12)\n\x06method\x18\x01 \x01(\x0e\x32\x19.faceteer.v1.LayoutMethod\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x15\n\x08strength\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x0b\n\t_strength\"\xb5\x02\n\x10\x45\x64itImageRequest\x12&\n\x05input\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12 \n\x05\x65\x64its\x18\x02 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12\x31\n\x08settings\x18\x03 \x01(\x0b\x32\x1f.faceteer.v1.GenerationSettings\x12\x32\n\x12\x65xpected_revisions\x18\x04 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12\x13\n\x0breport_only\x18\x05 \x01(\x08\x12\x16\n\x0eskip_measuring\x18\x06 \x01(\x08\x12\x15\n\rpreview_every\x18\x07 \x01(\r\x12,\n\x0bkeep_layout\x18\x08 \x01(\x0b\x32\x17.faceteer.v1.KeepLayout\"\xd8\x01\n\x06\x45\x64ited\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x17.faceteer.v1.EditReport\x12)\n\trevisions\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Revisions\x12 \n\x05\x65\x64its\x18\x04 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12-\n\rsae_execution\x18\x05 \x01(\x0b\x32\x16.faceteer.v1.Execution\"\xb7\x02\n\x11\x45\x64itImageResponse\x12%\n\x06\x65\x64ited\x18\x01 \x01(\x0b\x32\x13.faceteer.v1.EditedH\x00\x12%\n\x06queued\x18\x02 \x01(\x0b\x32\x13.faceteer.v1.QueuedH\x00\x12\'\n\x07started\x18\x03 \x01(\x0b\x32\x14.faceteer.v1.StartedH\x00\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x15.faceteer.v1.ProgressH\x00\x12\'\n\x07preview\x18\x05 \x01(\x0b\x32\x14.faceteer.v1.PreviewH\x00\x12#\n\x05image\x18\x06 \x01(\x0b\x32\x12.faceteer.v1.ImageH\x00\x12)\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x15.faceteer.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xbc\x01\n\x17TransferFeaturesRequest\x12\'\n\x06target\x18\x01 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12\'\n\x06source\x18\x02 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12*\n\treference\x18\x03 \x01(\x0b\x32\x17.faceteer.v1.ImageInput\x12\x10\n\x08\x63overage\x18\x04 \x01(\x02\x12\x11\n\tmax_edits\x18\x05 \x01(\r\"\xf5\x01\n\x18TransferFeaturesResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.faceteer.v1.Edit\x12&\n\x06target\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12)\n\tembedding\x18\x03 \x01(\x0b\x32\x16.faceteer.v1.Embedding\x12\'\n\x06report\x18\x04 \x01(\x0b\x32\x17.faceteer.v1.EditReport\x12\x10\n\x08\x63overage\x18\x05 \x01(\x02\x12)\n\trevisions\x18\x06 \x01(\x0b\x32\x16.faceteer.v1.Revisions*O\n\tPartState\x12\x1a\n\x16PART_STATE_UNSPECIFIED\x10\x00\x12\x11\n\rPART_STATE_UP\x10\x01\x12\x13\n\x0fPART_STATE_DOWN\x10\x02*l\n\x0cLayoutMethod\x12\x1d\n\x19LAYOUT_METHOD_UNSPECIFIED\x10\x00\x12 \n\x1cLAYOUT_METHOD_IMAGE_TO_IMAGE\x10\x01\x12\x1b\n\x17LAYOUT_METHOD_INVERSION\x10\x02\x32\xd6\x02\n\rStudioService\x12J\n\tGetStudio\x12\x1d.faceteer.v1.GetStudioRequest\x1a\x1e.faceteer.v1.GetStudioResponse\x12J\n\tOpenImage\x12\x1d.faceteer.v1.OpenImageRequest\x1a\x1e.faceteer.v1.OpenImageResponse\x12L\n\tEditImage\x12\x1d.faceteer.v1.EditImageRequest\x1a\x1e.faceteer.v1.EditImageResponse0\x01\x12_\n\x10TransferFeatures\x12$.faceteer.v1.TransferFeaturesRequest\x1a%.faceteer.v1.TransferFeaturesResponseB\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,32 +39,36 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'faceteer.v1.studio_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z\026faceteer/v1;faceteerv1'
-  _globals['_LAYOUTMETHOD']._serialized_start=2584
-  _globals['_LAYOUTMETHOD']._serialized_end=2692
+  _globals['_PARTSTATE']._serialized_start=2707
+  _globals['_PARTSTATE']._serialized_end=2786
+  _globals['_LAYOUTMETHOD']._serialized_start=2788
+  _globals['_LAYOUTMETHOD']._serialized_end=2896
   _globals['_GETSTUDIOREQUEST']._serialized_start=227
   _globals['_GETSTUDIOREQUEST']._serialized_end=245
-  _globals['_GETSTUDIORESPONSE']._serialized_start=248
-  _globals['_GETSTUDIORESPONSE']._serialized_end=539
-  _globals['_IMAGEINPUT']._serialized_start=541
-  _globals['_IMAGEINPUT']._serialized_end=643
-  _globals['_NAMEDFEATURE']._serialized_start=645
-  _globals['_NAMEDFEATURE']._serialized_end=747
-  _globals['_OPENIMAGEREQUEST']._serialized_start=749
-  _globals['_OPENIMAGEREQUEST']._serialized_end=829
-  _globals['_OPENIMAGERESPONSE']._serialized_start=832
-  _globals['_OPENIMAGERESPONSE']._serialized_end=1190
-  _globals['_KEEPLAYOUT']._serialized_start=1192
-  _globals['_KEEPLAYOUT']._serialized_end=1298
-  _globals['_EDITIMAGEREQUEST']._serialized_start=1301
-  _globals['_EDITIMAGEREQUEST']._serialized_end=1610
-  _globals['_EDITED']._serialized_start=1613
-  _globals['_EDITED']._serialized_end=1829
-  _globals['_EDITIMAGERESPONSE']._serialized_start=1832
-  _globals['_EDITIMAGERESPONSE']._serialized_end=2143
-  _globals['_TRANSFERFEATURESREQUEST']._serialized_start=2146
-  _globals['_TRANSFERFEATURESREQUEST']._serialized_end=2334
-  _globals['_TRANSFERFEATURESRESPONSE']._serialized_start=2337
-  _globals['_TRANSFERFEATURESRESPONSE']._serialized_end=2582
-  _globals['_STUDIOSERVICE']._serialized_start=2695
-  _globals['_STUDIOSERVICE']._serialized_end=3037
+  _globals['_PARTSTATUS']._serialized_start=247
+  _globals['_PARTSTATUS']._serialized_end=328
+  _globals['_GETSTUDIORESPONSE']._serialized_start=331
+  _globals['_GETSTUDIORESPONSE']._serialized_end=662
+  _globals['_IMAGEINPUT']._serialized_start=664
+  _globals['_IMAGEINPUT']._serialized_end=766
+  _globals['_NAMEDFEATURE']._serialized_start=768
+  _globals['_NAMEDFEATURE']._serialized_end=870
+  _globals['_OPENIMAGEREQUEST']._serialized_start=872
+  _globals['_OPENIMAGEREQUEST']._serialized_end=952
+  _globals['_OPENIMAGERESPONSE']._serialized_start=955
+  _globals['_OPENIMAGERESPONSE']._serialized_end=1313
+  _globals['_KEEPLAYOUT']._serialized_start=1315
+  _globals['_KEEPLAYOUT']._serialized_end=1421
+  _globals['_EDITIMAGEREQUEST']._serialized_start=1424
+  _globals['_EDITIMAGEREQUEST']._serialized_end=1733
+  _globals['_EDITED']._serialized_start=1736
+  _globals['_EDITED']._serialized_end=1952
+  _globals['_EDITIMAGERESPONSE']._serialized_start=1955
+  _globals['_EDITIMAGERESPONSE']._serialized_end=2266
+  _globals['_TRANSFERFEATURESREQUEST']._serialized_start=2269
+  _globals['_TRANSFERFEATURESREQUEST']._serialized_end=2457
+  _globals['_TRANSFERFEATURESRESPONSE']._serialized_start=2460
+  _globals['_TRANSFERFEATURESRESPONSE']._serialized_end=2705
+  _globals['_STUDIOSERVICE']._serialized_start=2899
+  _globals['_STUDIOSERVICE']._serialized_end=3241
 # @@protoc_insertion_point(module_scope)

@@ -26,6 +26,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PartState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PartStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PartState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PART_STATE_UNSPECIFIED: _PartState.ValueType  # 0
+    """Never sent."""
+    PART_STATE_UP: _PartState.ValueType  # 1
+    """It does."""
+    PART_STATE_DOWN: _PartState.ValueType  # 2
+    """It does not: calls that need it fail, the others work."""
+
+class PartState(_PartState, metaclass=_PartStateEnumTypeWrapper):
+    """Whether a part answers."""
+
+PART_STATE_UNSPECIFIED: PartState.ValueType  # 0
+"""Never sent."""
+PART_STATE_UP: PartState.ValueType  # 1
+"""It does."""
+PART_STATE_DOWN: PartState.ValueType  # 2
+"""It does not: calls that need it fail, the others work."""
+Global___PartState: _TypeAlias = PartState  # noqa: Y015
+
 class _LayoutMethod:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -68,8 +92,38 @@ class GetStudioRequest(_message.Message):
 Global___GetStudioRequest: _TypeAlias = GetStudioRequest  # noqa: Y015
 
 @_typing.final
+class PartStatus(_message.Message):
+    """How one of the services behind this one is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"encoder", "sae", "generator" or "library"."""
+    state: Global___PartState.ValueType
+    """Whether it answers."""
+    reason: _builtins.str
+    """One sentence for people: why it is down; empty when it is up."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___PartState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartStatus: _TypeAlias = PartStatus  # noqa: Y015
+
+@_typing.final
 class GetStudioResponse(_message.Message):
-    """What this server runs."""
+    """What this server runs. The description of a part that is down is the last one known, and empty when there is none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -80,6 +134,7 @@ class GetStudioResponse(_message.Message):
     SAE_FIELD_NUMBER: _builtins.int
     GENERATOR_FIELD_NUMBER: _builtins.int
     LIBRARY_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """The bundle's name."""
     version: _builtins.str
@@ -104,6 +159,10 @@ class GetStudioResponse(_message.Message):
     def library(self) -> _library_pb2.GetLibraryResponse:
         """What the library covers."""
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartStatus]:
+        """How each part is: encoder, SAE, generator, library. The call succeeds whichever of them are down."""
+
     def __init__(
         self,
         *,
@@ -114,10 +173,11 @@ class GetStudioResponse(_message.Message):
         sae: _sae_pb2.GetSaeResponse | None = ...,
         generator: _generator_pb2.GetGeneratorResponse | None = ...,
         library: _library_pb2.GetLibraryResponse | None = ...,
+        parts: _abc.Iterable[Global___PartStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "generator", b"generator", "library", b"library", "revisions", b"revisions", "sae", b"sae"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "encoder", b"encoder", "generator", b"generator", "library", b"library", "revisions", b"revisions", "sae", b"sae", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "encoder", b"encoder", "generator", b"generator", "library", b"library", "parts", b"parts", "revisions", b"revisions", "sae", b"sae", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
