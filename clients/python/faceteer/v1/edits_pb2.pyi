@@ -33,7 +33,7 @@ class _EditOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EditOpe
     EDIT_OPERATION_ADD: _EditOperation.ValueType  # 2
     """The new activation is f + value."""
     EDIT_OPERATION_SCALE: _EditOperation.ValueType  # 3
-    """The new activation is f * value; the unit plays no part."""
+    """The new activation is f * value; the unit is ignored."""
     EDIT_OPERATION_ABLATE: _EditOperation.ValueType  # 4
     """The new activation is 0; value must be 0 or left out."""
     EDIT_OPERATION_SWITCH: _EditOperation.ValueType  # 5
@@ -49,7 +49,7 @@ EDIT_OPERATION_SET: EditOperation.ValueType  # 1
 EDIT_OPERATION_ADD: EditOperation.ValueType  # 2
 """The new activation is f + value."""
 EDIT_OPERATION_SCALE: EditOperation.ValueType  # 3
-"""The new activation is f * value; the unit plays no part."""
+"""The new activation is f * value; the unit is ignored."""
 EDIT_OPERATION_ABLATE: EditOperation.ValueType  # 4
 """The new activation is 0; value must be 0 or left out."""
 EDIT_OPERATION_SWITCH: EditOperation.ValueType  # 5

@@ -98,7 +98,7 @@ class GenerationSettings(_message.Message):
     steps: _builtins.int
     """Denoising steps, 1 to max_steps."""
     guidance_scale: _builtins.float
-    """Classifier-free guidance; 1 or less draws without. Finite, at most 30."""
+    """Classifier-free guidance; 1 or less turns it off. Finite, at most 30."""
     scheduler: Global___Scheduler.ValueType
     """The noise scheduler."""
     format: Global___ImageFormat.ValueType
@@ -210,7 +210,7 @@ class GetGeneratorResponse(_message.Message):
     max_seeds: _builtins.int
     """Most seeds in one request."""
     max_batch: _builtins.int
-    """Pictures denoised together at most."""
+    """Most pictures denoised together."""
     has_prior: _builtins.bool
     """Whether EmbedPrompt is served."""
     kind: _builtins.str
@@ -319,7 +319,7 @@ class InvertImageRequest(_message.Message):
     @_builtins.property
     def settings(self) -> Global___GenerationSettings:
         """Size and steps as the later Generate has them; guidance is that of the inversion, 1 when left out. Seeds, scheduler
-        and format play no part.
+        and format are ignored.
         """
 
     def __init__(
@@ -701,7 +701,7 @@ Global___EmbedPromptRequest: _TypeAlias = EmbedPromptRequest  # noqa: Y015
 
 @_typing.final
 class EmbedPromptResponse(_message.Message):
-    """The image embedding that the prior imagines for the text."""
+    """The image embedding that the prior predicts for the text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

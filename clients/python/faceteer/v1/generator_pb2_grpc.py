@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class GeneratorServiceStub:
     """Step three of the flow: a diffusion decoder turns an embedding into pictures. Requests are batched per denoising step,
-    so a new one joins at the next step; leaving, deadlines and previews act between any two steps.
+    so a new one joins at the next step; cancellation, deadlines and previews take effect between steps.
     """
 
     def __init__(self, channel):
@@ -60,7 +60,7 @@ class GeneratorServiceStub:
 
 class GeneratorServiceServicer:
     """Step three of the flow: a diffusion decoder turns an embedding into pictures. Requests are batched per denoising step,
-    so a new one joins at the next step; leaving, deadlines and previews act between any two steps.
+    so a new one joins at the next step; cancellation, deadlines and previews take effect between steps.
     """
 
     def GetGenerator(self, request, context):
@@ -128,7 +128,7 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GeneratorService:
     """Step three of the flow: a diffusion decoder turns an embedding into pictures. Requests are batched per denoising step,
-    so a new one joins at the next step; leaving, deadlines and previews act between any two steps.
+    so a new one joins at the next step; cancellation, deadlines and previews take effect between steps.
     """
 
     @staticmethod

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class GeneratorServiceStub:
     """Step three of the flow: a diffusion decoder turns an embedding into pictures. Requests are batched per denoising step,
-    so a new one joins at the next step; leaving, deadlines and previews act between any two steps.
+    so a new one joins at the next step; cancellation, deadlines and previews take effect between steps.
     """
 
     @_typing.overload
@@ -53,7 +53,7 @@ class GeneratorServiceStub:
 @_typing.type_check_only
 class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Step three of the flow: a diffusion decoder turns an embedding into pictures. Requests are batched per denoising step,
-    so a new one joins at the next step; leaving, deadlines and previews act between any two steps.
+    so a new one joins at the next step; cancellation, deadlines and previews take effect between steps.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -74,7 +74,7 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
 
 class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Step three of the flow: a diffusion decoder turns an embedding into pictures. Requests are batched per denoising step,
-    so a new one joins at the next step; leaving, deadlines and previews act between any two steps.
+    so a new one joins at the next step; cancellation, deadlines and previews take effect between steps.
     """
 
     @_abc_1.abstractmethod

@@ -91,7 +91,7 @@ class _FeatureOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeatureO
     FEATURE_ORDER_LABEL: _FeatureOrder.ValueType  # 4
     """By label, alphabetically."""
     FEATURE_ORDER_CAUSAL_SCORE_DESC: _FeatureOrder.ValueType  # 5
-    """Most causing what its label says first."""
+    """Highest causal score first."""
     FEATURE_ORDER_SCORE_DISAGREEMENT_DESC: _FeatureOrder.ValueType  # 6
     """Those whose two scores disagree most first."""
 
@@ -109,7 +109,7 @@ FEATURE_ORDER_MAX_ACTIVATION_DESC: FeatureOrder.ValueType  # 3
 FEATURE_ORDER_LABEL: FeatureOrder.ValueType  # 4
 """By label, alphabetically."""
 FEATURE_ORDER_CAUSAL_SCORE_DESC: FeatureOrder.ValueType  # 5
-"""Most causing what its label says first."""
+"""Highest causal score first."""
 FEATURE_ORDER_SCORE_DISAGREEMENT_DESC: FeatureOrder.ValueType  # 6
 """Those whose two scores disagree most first."""
 Global___FeatureOrder: _TypeAlias = FeatureOrder  # noqa: Y015
@@ -332,7 +332,7 @@ class RelatedFeature(_message.Message):
     label: _builtins.str
     """Its label."""
     score: _builtins.float
-    """What the number means stands at the list."""
+    """Each list says what its score means."""
     def __init__(
         self,
         *,
@@ -373,7 +373,7 @@ class FeatureDetail(_message.Message):
 
     @_builtins.property
     def rivals(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelatedFeature]:
-        """Features that hardly ever do though both are common; score is the lift."""
+        """Features that hardly ever fire together with this one though both are common; score is the lift."""
 
     @_builtins.property
     def nearest(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelatedFeature]:
@@ -1049,7 +1049,7 @@ class SetFeatureLabelRequest(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     label: _builtins.str
-    """1 to 120 characters, printable; empty takes the person's label back, and the automatic one shows again."""
+    """1 to 120 characters, printable; empty removes the person's label, and the automatic one shows again."""
     author: _builtins.str
     """Who says so; recorded. May be empty."""
     @_builtins.property
