@@ -25,10 +25,8 @@ _SETTINGS: tuple[type[ServiceSettings], ...] = (EncoderSettings, SaeSettings, Ge
 
 
 def _builders() -> dict[str, Callable[[Resources], Service]]:
-    """Each service's own, in the order of their settings.
-
-    Imported only here: that takes seconds, with torch among it, and wrong settings or a missing bundle are told before.
-    """
+    """Each service's own, in the order of their settings."""
+    # Importing these takes seconds, because of torch; wrong settings or a missing bundle are reported before that.
     import faceteer_encoder.service
     import faceteer_generator.service
     import faceteer_library.service
