@@ -1,6 +1,6 @@
 """Generates the blocking client, ``faceteer/_sync``, from the asyncio one, or checks that it is up to date.
 
-Usage: ``python clients/python/unasync.py [--check]``. What cannot be had by leaving out ``await`` stands in
+Usage: ``python clients/python/unasync.py [--check]``. What leaving out ``await`` cannot produce is in
 ``faceteer/_transport/aio.py`` and ``blocking.py``, which have the same names and are both written by hand.
 """
 
@@ -51,7 +51,7 @@ def blocking(path: Path) -> str:
     for pattern, replacement in REPLACEMENTS:
         text = re.sub(pattern, replacement, text)
     text = HEADER.format(path=path.relative_to(PACKAGE.parent).as_posix()) + text
-    # Said to ruff, which cannot see it from a text without a file.
+    # Given on the command line, since ruff reads the code from stdin and cannot find it out from the file.
     ours = "--config=lint.isort.known-first-party=['faceteer']"
     for command in (["check", "--select=I,F401", "--fix-only", "--quiet", ours], ["format", "--quiet"]):
         name = f"--stdin-filename={TARGET / path.name}"

@@ -267,7 +267,7 @@ class AsyncEdit:
             except EmbeddingExpiredError as error:
                 await self._connection.reopen([self._plan.photo], attempts, error)
             except NoiseExpiredError:
-                # The cache let the noise go between the inversion and the drawing; the same call inverts again.
+                # The cache dropped the noise between the inversion and the drawing; the same call inverts again.
                 if noise_lost:
                     raise
                 noise_lost = True

@@ -1,4 +1,4 @@
-"""What has come of one edit's stream, over all its tries: what to ask for next, and which events are new."""
+"""What one edit's stream has delivered, over all its attempts: what to ask for next, and which events are new."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class FeatureEdit:
         operation: "set" to ``value``; "add" ``value``; "scale" by ``value``; "ablate" (set to 0); "switch" (set, and
             ablate the feature's rivals).
         value: finite; 0 for "ablate".
-        unit: the unit of ``value``; plays no part for "scale" and "ablate".
+        unit: the unit of ``value``; ignored for "scale" and "ablate".
         label: the feature's label when ``feature`` is an index; informative.
 
     Raises:

@@ -98,7 +98,7 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class RelatedFeature(Named):
-    """Another feature and how strongly it is related; what ``score`` means stands at the list."""
+    """Another feature and how strongly it is related; each list says what its ``score`` means."""
 
     index: int
     label: str

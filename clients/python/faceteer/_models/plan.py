@@ -1,4 +1,4 @@
-"""What is to be done to a photo: edits, and how to draw. Immutable, but for the memory of what came of it."""
+"""What is to be done to a photo: edits, and how to draw. Immutable, except for the remembered outcome."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """A photo, edits, and how to draw. Never changes but for ``outcome``, the memory of what came of it.
+    """A photo, edits, and how to draw. Never changes, except for ``outcome``, the remembered result.
 
     Attributes:
         expected: the models that the photo was opened with, or a recipe made for; the server refuses to run on others,

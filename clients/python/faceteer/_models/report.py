@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EditOutcome(Named):
-    """What became of one edit. Activations are RAW; ``*_scaled`` are the same in SCALED units (0 without statistics).
+    """The outcome of one edit. Activations are RAW; ``*_scaled`` are the same in SCALED units (0 without statistics).
 
     Attributes:
         index: the edited feature.
@@ -103,7 +103,7 @@ class EditReport(Shown):
     def from_proto(
         cls, report: edits_pb2.EditReport, edits: Any, revisions: Any, embedding: Any, execution: Execution | None
     ) -> EditReport:
-        """From the wire: the report and the fields that stand beside it."""
+        """From the wire: the report and the fields that accompany it."""
         labels = {outcome.feature_index: outcome.label for outcome in report.outcomes}
         return copied(
             cls,

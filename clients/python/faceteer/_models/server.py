@@ -1,4 +1,4 @@
-"""What a server runs, its limits, and whether its services are well."""
+"""What a server runs, its limits, and whether its services are healthy."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class Client(Encoder):
     ) -> Difference:
         """What leads from ``photo`` to ``other``: the fewest edits that carry the share ``coverage`` of it.
 
-        Features that the operator gates stand in it without a name, and an edit that turns one on is refused without
+        Features that the operator gates appear in it without a name, and an edit that turns one on is refused without
         the access key; :meth:`transfer` leaves them out.
         """
         _check_share(coverage, max_edits)
@@ -216,7 +216,7 @@ class Client(Encoder):
     def status(self, *, timeout: float | None = None) -> ServerStatus:
         """What the server runs, its limits, and whether its services are well.
 
-        A service that is down stands in ``.down`` with the reason, and ``.works`` says what can be done without it.
+        A service that is down is listed in ``.down`` with the reason, and ``.works`` says what can be done without it.
         """
         attempts = self._connection.attempts(timeout, self._connection.timeouts.query)
         answer = self._connection.facts(attempts)

@@ -26,7 +26,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     # A server that is just starting is found within its first seconds.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # In spite of its name: how long one attempt to connect may take. An address that swallows packets is given up
+    # Despite its name: how long one attempt to connect may take. An address that drops packets is given up
     # within the shortest default deadline.
     ("grpc.min_reconnect_backoff_ms", 5000),
 ]

@@ -1,4 +1,4 @@
-"""The calls by path and response type; a test holds this table against the contract's descriptors."""
+"""The calls by path and response type; a test compares this table with the contract's descriptors."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ _BY_STATUS: dict[str, type[errors.FaceteerError]] = {
     "UNKNOWN": errors.InternalError,
     "DATA_LOSS": errors.InternalError,
 }
-# How gRPC's core words a connection that never came about.
+# How gRPC's core describes a connection that was never established.
 _NEVER_CONNECTED = (
     "failed to connect",
     "Failed to connect",

@@ -1,6 +1,6 @@
-"""HTML that stands by itself: escaped text, pictures as data URLs within a budget, one style throughout.
+"""Self-contained HTML: escaped text, pictures as data URLs within a budget, one style throughout.
 
-No script, no request: a view works in any notebook, on light and on dark, and offline.
+No script, no request: a view works in any notebook, light or dark, and offline.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def view(title: str, parts: Sequence[str], *, page: bool) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Should anything ever slip through the escaping, it still could neither run nor phone home.
+        # Anything that slipped through the escaping could still neither run nor send a request.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>{text(title)}</title><style>{_PAGE}</style></head><body>{body}</body></html>\n"

@@ -33,6 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output (head, say) has enough; what is left must not fail at exit either.
+        # The reader of the output (head, say) has closed it; flushing the rest must not fail at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
