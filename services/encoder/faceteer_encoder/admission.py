@@ -1,4 +1,4 @@
-"""How many pictures and texts may be under way at once, from admission to the end of the model.
+"""How many pictures and texts may be in progress at once, from admission to the end of the model.
 
 Calls that bring a fixed number are refused when there is no room; streams wait.
 """

@@ -30,7 +30,7 @@ class OnnxVisual:
         """Opens a file that `python -m faceteer_trainer export-onnx` wrote.
 
         Args:
-            path: the file; its weights may lie beside it.
+            path: the file; its weights may be in a second file beside it.
             encoder_revision: of the bundle's encoder; the file must have been made from it.
             device: "cpu", or "cuda" (TensorRT where it is installed, else CUDA).
             threads: of the CPU's arithmetic.

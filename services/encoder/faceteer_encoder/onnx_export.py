@@ -1,4 +1,4 @@
-"""Writes an encoder's image tower as an ONNX file, and holds it against torch before anyone relies on it.
+"""Writes an encoder's image tower as an ONNX file, and compares it with torch before anyone relies on it.
 
 Needs onnx and onnxscript (the trainer's extra ``onnx``); the service needs neither.
 """
@@ -41,7 +41,7 @@ def export_visual(
     example = torch.randn(2, 3, *preprocessor.size, generator=torch.Generator().manual_seed(0)).to(number_type)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as draft, warnings.catch_warnings():
-        # The exporter warns about torch's own deprecated ways; nothing of ours is in it.
+        # The exporter's warnings concern deprecated calls within torch, not our code.
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         program = torch.onnx.export(

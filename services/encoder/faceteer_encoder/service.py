@@ -69,7 +69,7 @@ def build(resources: Resources) -> Service:
         max_image_bytes=settings.encoder_max_image_bytes,
         max_image_pixels=settings.encoder_max_image_pixels,
     )
-    # Enough for the model to work on one batch while the next is decoded.
+    # Enough that the next batch is decoded while the model works on one.
     servicer = EncoderServicer(application, card, stream_window=2 * settings.encoder_model_batch)
 
     def register(server: grpc.aio.Server) -> None:

@@ -16,7 +16,7 @@ from faceteer_runtime.tensors import to_tensor
 from faceteer_encoder.application import Encoded, EncoderApplication
 
 _ELEMENT_TYPES = frozenset(tensor_pb2.ElementType.values())
-# Beyond this no tokenizer's context has room; refused rather than tokenized for seconds and cut.
+# Longer than any tokenizer's context; refused rather than tokenized for seconds and cut.
 _LONGEST_TEXT = 10_000
 
 

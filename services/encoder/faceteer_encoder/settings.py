@@ -20,7 +20,7 @@ class EncoderSettings(ServiceSettings):
         16, ge=1, description="Most pictures or texts, of whichever calls, in one pass of the encoder."
     )
     encoder_max_image_bytes: int = Field(20_000_000, ge=1, description="Most bytes in one picture.")
-    # Pillow refuses more than 178,956,970 pixels by itself.
+    # Pillow itself refuses more than 178,956,970 pixels.
     encoder_max_image_pixels: int = Field(
         50_000_000, ge=1, le=170_000_000, description="Most pixels in one picture, by its header."
     )

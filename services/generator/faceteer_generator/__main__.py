@@ -1,4 +1,4 @@
-"""``python -m faceteer_generator``: serves a bundle's decoder by itself."""
+"""Serves GeneratorService alone: ``python -m faceteer_generator --bundle DIRECTORY``."""
 
 from faceteer_runtime.server import run
 

@@ -93,7 +93,7 @@ class GeneratorApplication:
         limits: the bundle's defaults and the service's limits.
         engine: where the models run.
         denoiser: begins inversions.
-        cache: where embeddings, noise and images lie under their names.
+        cache: where embeddings, noise and images are kept under their names.
         load_prior: blocks, and is called once, when the first prompt comes; None in a bundle without a prior.
         max_image_bytes: most bytes in an image to start from.
         max_image_pixels: most pixels in it.
@@ -243,7 +243,7 @@ class GeneratorApplication:
         revision = name.rpartition("-")[0]
         record = await self._cache.get(noise_key(name))
         if record is None and len(revision) != len(own):
-            # No id that any generator has given out.
+            # Not an id that any generator has issued.
             raise NoiseExpired(name)
         if revision != own:
             raise RevisionMismatch("generator", revision, own)

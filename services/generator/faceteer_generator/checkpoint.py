@@ -1,4 +1,4 @@
-"""Weights off the disk, believing nothing: names, shapes and sizes are checked before a byte of them is loaded.
+"""Reads weights from disk and trusts nothing: names, shapes and sizes are checked before a byte of them is loaded.
 
 diffusers' own loading leaves out tensors it does not know and makes random
 ones where some are missing, with a log line; here either is one :class:`BundleError` that names file and tensor.
@@ -125,7 +125,7 @@ def fill(model: Any, stored: dict[str, StoredTensor], dtype: torch.dtype, device
     for file in {entry.file for entry in stored.values()}:
         names = [name for name, entry in stored.items() if entry.file == file]
         for first in range(0, len(names), _AT_ONCE):
-            # Opened anew for every few: pages of the file that were read count as this process's until it is closed.
+            # Reopened for every few: pages of the file that were read count as this process's until it is closed.
             with safe_open(file, framework="pt", device="cpu") as opened:
                 for name in names[first : first + _AT_ONCE]:
                     tensors[name] = _checked(opened.get_tensor(stored[name].name), stored[name], dtype).to(device)

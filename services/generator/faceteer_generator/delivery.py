@@ -1,4 +1,7 @@
-"""From latents to whoever waits: decoding on the model's thread, files beside it, a preview never after its image."""
+"""Turns latents into the images that requests wait for: decoded on the model's thread, encoded as files beside it.
+
+A preview never comes after its image.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from faceteer_generator.queue import Job, Queue, charge
 from faceteer_generator.requests import Format, ImageSpec
 
 _log = logging.getLogger(__name__)
-# Images decoded in one call, so that a burst that ends together does not hold up everybody's next step for long.
+# Images decoded in one call: bounds how long a burst that ends together delays everybody's next step.
 _DECODE_BATCH = 4
 
 

@@ -109,7 +109,7 @@ class Denoiser:
 
     @torch.inference_mode()
     def begin_inversion(self, spec: ImageSpec) -> Inversion:
-        """The way back from ``spec.start``, an image, to noise; the spec's seed plays no part."""
+        """The way back from ``spec.start``, an image, to noise; the spec's seed is ignored."""
         assert isinstance(spec.start, ImageStart)
         table = self._schedulers.inverse_table(spec.steps)
         timesteps = self._schedulers.fresh("ddim", spec.steps).timesteps

@@ -1,4 +1,4 @@
-"""The decoder of a bundle, off the disk: which kind it is, where its weights go, and whether they fit there."""
+"""Loads a bundle's decoder: which kind it is, where its weights go, and whether they fit there."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def load_decoder(
     else:
         raise BundleError(f"{directory}: a generator of kind {kind!r} is none of {', '.join(KINDS)}")
     if compile != "off":
-        # Shapes are compiled one by one: with dynamic ones neither CUDA graphs nor the tuned kernels are to be had.
+        # Shapes are compiled one by one: dynamic ones allow neither CUDA graphs nor the tuned kernels.
         unet = torch.compile(decoder.unet, mode=compile, dynamic=False)
         decoder = dataclasses.replace(decoder, unet=unet, compiled=True)
     return decoder
@@ -130,7 +130,7 @@ def _sdxl(directory: Path, device: torch.device, dtype: torch.dtype, offload: Of
     # SDXL's own autoencoder overflows in half precision, and says so in its configuration.
     vae_dtype = torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
     adapter = sum(math.prod(shape) for shape in read_header(directory / ADAPTER).values()) * dtype.itemsize
-    # The adapter joins the whole UNet where it is loaded; only then may it be moved about.
+    # Loading the adapter needs the whole UNet in one place; only afterwards may it be moved.
     home = device if offload == "none" else torch.device("cpu")
     _fill_parts(directory, parts, home, {"unet": dtype, "vae": vae_dtype}, "none", beside=adapter)
     join_ip_adapter(unet, directory)
@@ -157,7 +157,7 @@ def offload_between(models: Sequence[Any], device: torch.device, how: Literal["m
             cpu_offload(model, execution_device=device)
         return
     handles = [cpu_offload_with_hook(model, device)[1] for model in models]
-    # Each sends the one before it home, the first the last: denoising and decoding take turns without end.
+    # Each model moves the previous one off the GPU, in a cycle: denoising and decoding alternate without end.
     for handle, previous in zip(handles, handles[-1:] + handles[:-1], strict=True):
         handle.hook.prev_module_hook = previous
 
@@ -220,6 +220,6 @@ def _loaded(path: Path, load: Callable[[Path], Any]) -> Any:
     except BundleError:
         raise
     except Exception as error:
-        # diffusers, safetensors and json raise what they like about a broken file.
+        # diffusers, safetensors and json raise many kinds of exception for a broken file.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path}: cannot be loaded ({reason})") from error

@@ -1,4 +1,4 @@
-"""The text prior: words to the image embedding that they might have (Kandinsky 2.2's, an unCLIP diffusion prior).
+"""The text prior: a text to an image embedding that fits it (Kandinsky 2.2's, an unCLIP diffusion prior).
 
 Each :meth:`Imagining.advance` is one call of a model.
 
@@ -37,7 +37,7 @@ PARTS = ("prior", "scheduler", "text_encoder", "tokenizer")
 # diffusers' classes come without types.
 _Prior: Any = PriorTransformer
 _Scheduler: Any = UnCLIPScheduler
-# Buffers that older files hold and today's classes make themselves.
+# Buffers that older files contain and current classes compute.
 _IGNORED = ("position_ids",)
 
 

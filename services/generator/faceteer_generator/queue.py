@@ -1,4 +1,4 @@
-"""Whose work the model does next, and whether there is room for more: plain data, without asyncio or a model.
+"""Which job the model runs next, and whether there is room for more: plain data, without asyncio or a model.
 
 All work is jobs: an image, an inversion, the embedding of a prompt. A request waits for one or more of them, and jobs
 of equal keys are one job, however many requests wait for it.
@@ -62,7 +62,7 @@ class Job:
         task: has ``done`` and ``calls_left``; None before the first call.
     """
 
-    # Places in a turn are counted for each lane by itself.
+    # Places in a turn are counted separately for each lane.
     lane: ClassVar[str] = ""
 
     key: str

@@ -117,7 +117,7 @@ class ImageSpec:
         """The step it starts at: those before are left out when it starts from an image. At least one runs."""
         if not isinstance(self.start, ImageStart):
             return 0
-        # As KandinskyV22Img2ImgPipeline rounds; a strength came as float32, in which 0.7 is a little less.
+        # Rounded as in KandinskyV22Img2ImgPipeline; a strength arrives as float32, in which 0.7 is slightly less.
         return self.steps - min(max(1, int(self.steps * round(self.start.strength, 6))), self.steps)
 
     @property
@@ -232,7 +232,7 @@ class Limits:
             raise InvalidField("settings.seeds", f"at most {self.max_seeds} in one request, not {len(asked.seeds)}")
         if asked.quality > 100:
             raise InvalidField("settings.quality", f"must be 0 to 100, not {asked.quality}")
-        # Small enough to be typed, and to survive JavaScript.
+        # Small enough to type, and exact in JavaScript's numbers.
         seeds = asked.seeds or (secrets.randbelow(2**32),)
         return GenerationSettings(width, height, steps, float(guidance), seeds, scheduler, asked.format, asked.quality)
 
@@ -253,7 +253,7 @@ def image_key(revision: str, precision: str, spec: ImageSpec, format: Format, qu
     if isinstance(start, ImageStart):
         origin = (b"image", start.digest.encode(), struct.pack("<I", spec.run_steps))
     elif isinstance(start, NoiseStart):
-        # Nothing is random any more: all seeds are one image.
+        # Nothing is random any more: all seeds give one image.
         origin, seed = (b"noise", start.noise_id.encode()), 0
     return cache_key(
         IMAGE,
@@ -284,7 +284,7 @@ def noise_id(revision: str, precision: str, spec: ImageSpec) -> str:
 
 
 def _conditions(spec: ImageSpec) -> tuple[bytes, float, bytes]:
-    """What the decoder is told, for keys: embeds, guidance, negative. Without guidance the last two play no part."""
+    """What the decoder is told, for keys: embeds, guidance, negative. Without guidance the last two do not matter."""
     embeds = np.ascontiguousarray(spec.embeds, dtype="<f4").tobytes()
     if not spec.guided:
         return embeds, 1.0, b""

@@ -33,7 +33,7 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int, device: tor
     """
     cls = CLASSES[name]
     if name != "ddpm":
-        # A learned variance means something to DDPM only; the others take it for a promise of eight channels.
+        # A learned variance means something to DDPM only; the others only expect eight channels because of it.
         config = {key: value for key, value in config.items() if key != "variance_type"}
     scheduler = cls.from_config(config)
     scheduler.set_timesteps(steps, device=device)
@@ -42,7 +42,7 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int, device: tor
 
 
 def _drop_step_too_many(scheduler: Any) -> None:
-    """Takes back a step at timestep -1, which reads the noisiest entry of the schedule and spoils the image.
+    """Drops a step at timestep -1, which reads the noisiest entry of the schedule and spoils the image.
 
     diffusers' "trailing" spacing divides in floating point and appends it for some numbers of steps (61, 103, 121 and
     122 of 1000). The one place in which an image is meant to differ from KandinskyV22Pipeline's.
@@ -70,7 +70,7 @@ class Schedulers:
     def __init__(self, config: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self._config = config
         self._device = device
-        # As many as (scheduler, steps) pairs are asked for, within reason.
+        # Enough for the (scheduler, steps) pairs that requests commonly use.
         self._prototype = lru_cache(maxsize=64)(self._make)
         self.ddim_table = lru_cache(maxsize=64)(self._make_table)
         self.inverse_table = lru_cache(maxsize=64)(self._make_inverse_table)

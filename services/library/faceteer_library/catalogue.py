@@ -254,14 +254,14 @@ class Catalogue:
         texts = [text for part in self.texts for text in part.texts]
         by_name = sorted(range(len(texts)), key=lambda number: (not texts[number], fold(texts[number])))
         places = np.empty(len(texts), np.int64)
-        # Texts that differ in case only share a place.
+        # Texts that differ only in case rank equally.
         same = [at > 0 and fold(texts[number]) == fold(texts[by_name[at - 1]]) for at, number in enumerate(by_name)]
         places[by_name] = np.cumsum(~np.array(same, bool))
         return places
 
 
 def _descending(name: str) -> Callable[[Catalogue], np.ndarray]:
-    # NaN sorts last either way.
+    # NaN sorts last in either direction.
     return lambda catalogue: -catalogue.figures[name]
 
 

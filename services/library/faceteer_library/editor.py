@@ -1,4 +1,4 @@
-"""Changes a library that is there already: the labels, scores, icons and safety classes that later jobs find."""
+"""Changes an existing library: the labels, scores, icons and safety classes that later jobs find."""
 
 from __future__ import annotations
 

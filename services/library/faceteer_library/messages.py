@@ -1,4 +1,4 @@
-"""The contract's messages to what the library asks for, and its rows to messages."""
+"""The contract's messages to the library's queries, and its rows to messages."""
 
 from __future__ import annotations
 

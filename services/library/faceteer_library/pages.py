@@ -60,6 +60,6 @@ def _digest(request: Any) -> str:
         if field in bare.DESCRIPTOR.fields_by_name:
             bare.ClearField(field)
     if bare.DESCRIPTOR.fields_by_name.get("activations") is not None and bare.HasField("activations"):
-        # Of a picture's features which they are, not their last digits.
+        # Of a picture's features only their indices: the last digits of activations may differ.
         del bare.activations.activations[:], bare.activations.scaled[:]
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Labels that people give: a file of their own, made at the first one, so that rebuilding a library loses none."""
+"""Labels given by people: kept in a separate file, made with the first one, so that rebuilding a library loses none."""
 
 from __future__ import annotations
 

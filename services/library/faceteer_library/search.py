@@ -14,7 +14,7 @@ from faceteer_library.texts import Texts, fold
 
 _FUSION = 60.0
 """Reciprocal rank fusion, the sum of 1 / (60 + rank) over the rankings: Cormack, Clarke, Büttcher 2009."""
-# A feature found by one of its other words stands behind those found by their label.
+# A feature found by one of its other words ranks behind those found by their label.
 _TERM_RANKS = 20
 
 
@@ -115,7 +115,7 @@ def search(
 def best(catalogue: Catalogue, scores: np.ndarray, kept: np.ndarray | None, offset: int, size: int) -> Found:
     """A page of the features with a score above zero; equal ones by detection score, then firing share, then index."""
     found = np.flatnonzero(scores > 0 if kept is None else (scores > 0) & kept)
-    # Far less than any two ranks differ by.
+    # Far less than the difference between any two ranks.
     keys = scores[found] + 1e-9 * catalogue.quality[found]
     end = offset + size
     if len(found) > end:

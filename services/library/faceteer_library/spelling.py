@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _CANDIDATES, _LEAST = 50, 0.5
-# Between two texts' letters: no text holds it.
+# Separates the letters of two texts: no text contains it.
 _BETWEEN = 0
 
 

@@ -64,7 +64,7 @@ class Preset:
 
 PRESETS = {
     "full": Preset(),
-    # For tests: every step in a few seconds; nothing it makes is any good.
+    # For tests: every step in a few seconds; the result is unusable otherwise.
     "trial": Preset(
         corpus=256, held_out=64, library=256,
         budgets={"clip": Budget(steps=4), "movq": Budget(steps=3), "sharpen": Budget(steps=2), "unet": Budget(steps=3),
@@ -195,7 +195,7 @@ class Workshop:
         pictures, embedded = work / "pictures.tar", work / f"embeds-{count}"
         if not pictures.exists():
             pack_pictures(self.corpus, count, pictures)
-        # By the functions that anyone's pictures go through. The factors are used for the captions shown beside
+        # With the same functions as for any pictures. The factors are used for the captions shown beside
         # pictures and for nothing else: names are found from the pictures alone.
         cores = len(os.sched_getaffinity(0))
         embed = EmbedSettings(EmbedderSettings(os.path.abspath(out)), name="postcards", workers=cores)

@@ -1,4 +1,4 @@
-"""Talk about postcards: captions that name any number of a scene's factors, and the vocabulary to tokenise them.
+"""Captions of postcards, which name any number of a scene's factors, and the vocabulary to tokenise them.
 
 A caption comes with what it claims, so it is known for every picture whether the caption is true of it.
 """

@@ -3,7 +3,7 @@
     embeds = acts @ dictionary + noise,     acts [rows, n_true] sparse, dictionary [n_true, d] of unit norm
 
 A block of rows depends only on the settings and its own number, so that any part can be made again, in any order, and a
-killed run goes on.
+killed run can resume.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SparseMixtures:
     """A corpus that is generated, block by block.
 
     Feature 0 is the commonest; the chance to fire falls by a factor of 1,000 to the last, evenly in its logarithm. It
-    sums up to about mean_active. Features fire independently of each other, but for `together` and `rivals`.
+    sums up to about mean_active. Features fire independently of each other, except for `together` and `rivals`.
     Values are log-normal, and such that a row's norm is about 40; the noise's norm is 5 % of that.
 
     Attributes:
@@ -111,7 +111,7 @@ class SparseMixtures:
     def firing_share(self) -> npt.NDArray[np.float64]:
         """Share of rows [n_true] in which each feature fires, as expected."""
         share = self._independent.copy()
-        # Where both fell on one row, one of the two is kept, by a coin.
+        # Where both fire on one row, one of the two is kept at random.
         first, second = self.rivals.T
         both = share[first] * share[second] / 2
         share[first] -= both
@@ -206,7 +206,7 @@ class SparseMixtures:
         return np.cumsum(rates)
 
     def _activations(self, rng: np.random.Generator) -> Activations:
-        # Points strewn over all cells as a Poisson process: cells that were hit are independent Bernoulli draws, and
+        # Points scattered over all cells as a Poisson process: cells that were hit are independent Bernoulli draws, and
         # the cost follows the number of activations, not rows x n_true.
         places = self._places
         points = rng.poisson(BLOCK * places[-1])

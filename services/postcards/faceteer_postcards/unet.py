@@ -1,7 +1,8 @@
 """Train the decoder: diffusers' UNet2DConditionModel in Kandinsky 2.2's form, from embeddings to MoVQ latents.
 
 v-prediction on squared-cosine betas, sampled by DDIM with trailing steps. A tenth of the embeddings is replaced by the
-negative one (a mean-grey picture's), and half of them get a little noise, so that edited embeddings are not foreign.
+negative one (a mean-grey picture's), and half of them get a little noise, so that edited embeddings resemble
+those seen in training.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class ModelWorker:
         return await future
 
     def post(self, job: Callable[[], None]) -> None:
-        """Queues a job that reports for itself and never raises. May be called from any thread.
+        """Queues a job that reports its own outcome and never raises. May be called from any thread.
 
         Raises:
             Draining: the worker is closed.
@@ -262,7 +262,7 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
     if future.done():
         return
     if isinstance(error, StopIteration | KeyboardInterrupt | SystemExit | asyncio.CancelledError):
-        # A future cannot carry the first, and the others would end more than this call.
+        # A future cannot carry StopIteration, and the others would end more than this call.
         wrapped = RuntimeError(f"{type(error).__name__} in a model call")
         wrapped.__cause__ = error
         error = wrapped

@@ -1,4 +1,4 @@
-"""A circuit breaker: stops asking what does not answer, and tries again from time to time."""
+"""A circuit breaker: stops calling what does not answer, and tries again from time to time."""
 
 from __future__ import annotations
 

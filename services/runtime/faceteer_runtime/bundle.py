@@ -25,7 +25,7 @@ DEPENDENCIES = {
     "generator": {"encoder_revision": "encoder"},
     "library": {"sae_revision": "sae"},
 }
-# SQLite's own leavings beside a database that is open.
+# The files that SQLite keeps beside an open database.
 _TRANSIENT = ("-wal", "-shm", "-journal")
 
 

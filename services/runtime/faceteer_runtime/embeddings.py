@@ -1,4 +1,4 @@
-"""Embeddings in the cache, by id: how they lie there, who may use them, and what an expired one is answered with."""
+"""Embeddings in the cache, by id: how they are stored, who may use them, and which error an expired one gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call cost, and the ``Execution`` of its answer that says so."""
+"""What a call cost, and the ``Execution`` that reports it in the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, and moved into it when they are finished."""
+"""Files that are complete or absent: written beside their place, and moved into it when they are finished."""
 
 from __future__ import annotations
 

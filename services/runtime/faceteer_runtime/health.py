@@ -1,6 +1,6 @@
 """Health per service: NOT_SERVING until the warm-up has passed, NOT_SERVING again when draining begins.
 
-The health of a service that another process serves is that process's, asked whenever somebody asks us.
+For a service that another process serves, health is asked of that process at every request.
 """
 
 from __future__ import annotations

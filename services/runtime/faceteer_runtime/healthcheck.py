@@ -1,4 +1,4 @@
-"""Asks a server's gRPC health and says so by exit status: the container health check.
+"""Asks for a server's gRPC health and reports it as the exit status: the container health check.
 
 Usage: ``python -m faceteer_runtime.healthcheck HOST:PORT``.
 """

@@ -1,6 +1,6 @@
 """A feature's icon: what turning it up causes, as one strip of pictures, named by everything that it depends on.
 
-The job that draws icons in bulk and the service that draws one on demand both go by this page,
+The job that draws icons in bulk and the service that draws one on demand both use this module,
 so that each finds what the other made.
 
 The template (an embedding that looks like nothing in particular) is drawn unedited at the left; to the right of it the

@@ -90,7 +90,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 def _upright_rgb(image: Image.Image, field: str) -> Image.Image:
     """The image as a person sees it: first frame, upright, on white, 8 bits a channel."""
     image.load()
-    # Metadata that cannot be read says nothing about orientation; the image itself has been read.
+    # Unreadable metadata gives no orientation; the image itself has been read.
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

@@ -1,6 +1,6 @@
 """What happens around every call: request id, admission, errors to statuses, metrics.
 
-One interceptor wraps all four shapes of call; each wrapped handler is made once per
+One interceptor wraps all four kinds of RPC; each wrapped handler is made once per
 method and kept, so a call costs a dictionary look-up and a few microseconds of bookkeeping.
 """
 
@@ -35,7 +35,7 @@ ACCESS_KEY = "x-faceteer-access"
 _LONGEST_ACCESS_KEY = 256
 
 _log = logging.getLogger(__name__)
-# Asked for by load balancers and tools before anything is ready: neither refused nor counted.
+# Called by load balancers and tools before anything is ready: neither refused nor counted.
 _INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 
 Behaviour = Callable[[Any, Any], Any]
@@ -174,7 +174,7 @@ def _begin(method: str, context: Any) -> str:
 async def _end(error: BaseException, context: Any, request_id: str, call: _Calls) -> tuple[str, BaseException]:
     """Answers a failed call. Returns the code's name, and what to raise so that gRPC takes the call for ended."""
     if isinstance(error, grpc.aio.AbortError):
-        # The servicer has answered by itself.
+        # The servicer has set the status itself.
         return _name(context.code()), error
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
@@ -188,7 +188,7 @@ async def _end(error: BaseException, context: Any, request_id: str, call: _Calls
         inner.__cause__ = error
         error = inner
     elif isinstance(error, NotImplementedError) and _name(context.code()) == "UNIMPLEMENTED":
-        # What a generated servicer does for a method that its subclass left out.
+        # As a generated servicer does for a method that its subclass does not implement.
         return "UNIMPLEMENTED", await _aborted(context, grpc.StatusCode.UNIMPLEMENTED, "not served here", request_id)
     elif not isinstance(error, Exception | SystemExit):
         # KeyboardInterrupt: about the process. A SystemExit comes from some library's idea of an error.

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from faceteer_runtime.record import Record, size_of
 
-# A dict slot, the key, two array headers: what an entry costs besides its bytes, about.
+# A dict slot, the key, two array headers: roughly what an entry costs besides its bytes.
 _OVERHEAD = 512
 # One value may not push out everything else.
 _LARGEST_SHARE = 4

@@ -1,4 +1,4 @@
-"""Whether there is room: a process that is killed for memory leaves no sentence behind, so the room is asked for first.
+"""Whether there is enough memory: a process killed for lack of it cannot say why, so this is checked first.
 
 Main memory only; a GPU's own is its library's to check.
 """

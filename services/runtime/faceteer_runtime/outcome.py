@@ -1,4 +1,4 @@
-"""What became of the items of a batch: each has a value and what it cost, or the error that kept it from having one."""
+"""The outcome of each item of a batch: a value and what it cost, or the error that took its place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Computed(NamedTuple, Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Stands in a batch's results where an item has no value."""
+    """Takes the place of a value in a batch's results."""
 
     error: BaseException
 

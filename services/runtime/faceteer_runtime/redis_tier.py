@@ -1,4 +1,4 @@
-"""Redis as a cache tier: bounded in time, never believed blindly, never raising.
+"""Redis as a cache tier: bounded in time, never trusted blindly, never raising.
 
 It moves bytes; :mod:`faceteer_runtime.record` says what they hold. Redis slow, full, wrong or gone is a miss, or a
 write that does not happen.
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _CONNECT_S = 0.1
 _READ_S = 0.1
-# A whole MGET, connecting included, however many small pieces the reply comes in.
+# A whole MGET, connecting included, however many chunks the reply arrives in.
 _GET_TOTAL_S = 0.15
 _WRITE_S = 1.0
 _CONCURRENT_GETS = 8
@@ -169,7 +169,7 @@ class RedisTier:
             return
         refused = [reply for reply in replies if isinstance(reply, Exception)]
         if refused:
-            # It answers, so reading goes on; "out of memory" is the usual reason.
+            # It answers, so reads continue; "out of memory" is the usual reason.
             self._dropped("refused", len(refused))
             _log.warning("Redis refused %d of %d writes: %s", len(refused), len(batch), refused[0])
         if any(not isinstance(error, ResponseError) for error in refused):
@@ -212,7 +212,7 @@ def _client(url: str, timeout_s: float, connections: int) -> redis.asyncio.Redis
         retry=Retry(NoBackoff(), 0),
         protocol=2,
         decode_responses=False,
-        # Naming the library would cost two round trips on every new connection.
+        # Sending the client library's name would cost two round trips on every new connection.
         driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )

@@ -1,4 +1,4 @@
-"""The request that is being answered: its id and its call, wherever in the process one asks.
+"""The request being answered: its id and its call, from anywhere in the process.
 
 The interceptor fills it in; reading it needs no gRPC.
 """
@@ -10,7 +10,7 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-# What may stand in a log line and a header without harm.
+# What is safe in a log line and a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}\Z")
 
 

@@ -1,4 +1,4 @@
-"""What a service gives to the server, and what it gets from it."""
+"""What a service gives to the server, and what it gets in return."""
 
 from __future__ import annotations
 

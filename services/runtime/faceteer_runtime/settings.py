@@ -135,7 +135,7 @@ def describe(error: ValidationError) -> str:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """``host:port`` in two. IPv6 hosts stand in brackets.
+    """Splits ``host:port``. IPv6 hosts are in brackets.
 
     Raises:
         ValueError: anything else.

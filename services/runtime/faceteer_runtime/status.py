@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 def error_to_status(error: BaseException, request_id: str | None = None) -> status_pb2.Status:
     """Maps an error to a status with ErrorInfo, BadRequest (a field at fault) and RetryInfo (waiting helps).
 
-    A :class:`FaceteerError` speaks for itself. Anything else becomes INTERNAL with the request id (by default the
+    A :class:`FaceteerError` is sent as it is. Anything else becomes INTERNAL with the request id (by default the
     current request's) and is logged with its traceback.
     """
     error = _for_callers(error, request_id)

@@ -95,7 +95,7 @@ def diff_features(
         downwards = _thin(gram, c, D, wanted, np.ones(len(c), dtype=bool))
         picked = min((upwards, downwards), key=len)
     else:
-        # Upwards the limit on edits came first; downwards may do with fewer.
+        # Adding features reached the limit on edits; removing them may need fewer.
         picked = _thin(gram, c, D, wanted, np.ones(len(c), dtype=bool))
         if len(picked) > max_edits or len(picked) == len(c):
             # Not reached: the prefix that carries most.

@@ -1,4 +1,4 @@
-"""Edits of features, and the embedding that they lead to: ``x' = x + sum (v_i - f_i(x)) d_i``.
+"""Edits of features, and the resulting embedding: ``x' = x + sum (v_i - f_i(x)) d_i``.
 
 The decoder is linear, so re-adding the reconstruction error after decoding the changed features cancels b_dec, the
 error and every feature that was not edited (Daujotas 2024): k edits cost k decoder rows, no pass over all features.
@@ -104,7 +104,7 @@ class Edited(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What became of the features when the edited embedding was encoded again.
+    """How the features changed when the edited embedding was encoded again.
 
     Attributes:
         achieved: f_i(x') of the edited features, float32 [m], RAW.

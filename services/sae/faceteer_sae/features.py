@@ -1,4 +1,4 @@
-"""What is said about one embedding's features: how many, how well they explain it, and whether it looks right."""
+"""Figures about one embedding's features: how many, how well they explain it, and whether it looks right."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ QUANTILE = 0.995
 # another kind raise the first and seldom lower the second. Half of its weight forgives the one and keeps the other:
 # measured in docs/log.md.
 DISTANCE_WEIGHT = 0.5
-# Half of this many pictures are two hundred, the fewest among which one in two hundred can be told.
+# Half of these pictures are two hundred, the fewest from which a rate of one in two hundred can be estimated.
 FEWEST = 400
 # Added to the covariance, as a share of its mean variance: directions in which the corpus does not vary at all would
 # otherwise count without bound.
 _RIDGE = 1e-4
-# Of the variance: what float32 leaves even of an embedding that is explained whole.
+# Share of the variance that float32 rounding leaves even of a fully explained embedding.
 _LEAST_FVU = 1e-9
 
 

@@ -1,7 +1,7 @@
 """The rule for rivals: common features that hardly ever fire strongly together, such as "day" and "night".
 
 `switch` sets a feature and ablates its rivals; build-library lists them; train-sae and import-sae write them into
-feature_statistics.safetensors. All of them ask :func:`find_rivals`, which needs nothing but counts of pictures.
+feature_statistics.safetensors. All of them call :func:`find_rivals`, which needs only counts of pictures.
 """
 
 from __future__ import annotations

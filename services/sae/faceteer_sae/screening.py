@@ -1,6 +1,6 @@
-"""Which features might fire: all pre-activations at once, roughly, each with a bound on how rough.
+"""Which features might fire: all pre-activations at once, roughly, each with a bound on its error.
 
-What it lets through is computed again, exactly, one dot product each.
+What it lets through is recomputed, exactly, one dot product each.
 
 A screen answers ``pre`` float32 [N, d_sae] and ``error`` float32, [N, 1] or [N, d_sae]: the exact pre-activation lies
 within ``pre ± error``. The bounds are rigorous (Cauchy-Schwarz), so a screen may be as coarse as it likes and never
@@ -84,7 +84,7 @@ class Int8Screen:
         """q: int8 [d_sae, d_in] on the CPU; scales s_i, norms ||w_i||, residuals ||w_i - s_i q_i||: float32 [d_sae]."""
         self._q = q
         self._scales, self._b = torch.from_numpy(scales), torch.from_numpy(b_enc)
-        # A little more than they are: they were rounded to float32, and so will be the sums of these terms.
+        # Slightly larger than the true values: they were rounded to float32, and the sums of these terms will be too.
         slack = np.float32(1 + 1e-5)
         self._norms, self._residuals = torch.from_numpy(norms * slack), torch.from_numpy(residuals * slack)
         self._rounding = torch.from_numpy((8 * 2.0**-24) * np.abs(b_enc) + np.float32(1e-30))
@@ -118,7 +118,7 @@ def int8_screen(rows: Rows, b_enc: np.ndarray, copy: Rows | None = None) -> Int8
     """A screen over int8 rows: the rows themselves where they are int8, else a ``copy`` of them, made here if None."""
     if copy is None:
         copy = rows if rows.scales is not None else _int8_copy(rows)
-    # Into arrays made beforehand: small results kept between large temporaries would hold the heap open.
+    # Into preallocated arrays: small results kept between large temporaries would hold the heap open.
     norms, residuals, start = torch.empty(len(rows)), torch.empty(len(rows)), 0
     for exact, rounded in zip(rows.blocks(), copy.blocks(), strict=True):
         part = slice(start, start + len(exact))

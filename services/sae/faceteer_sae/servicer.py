@@ -27,7 +27,7 @@ from faceteer_sae.features import LARGEST_VALUE, InputWarning, check_size
 
 _EDIT_FIELDS = attrgetter("feature.index", "operation", "value", "unit")
 _VARINT, _LEN, _FIXED32 = 0, 2, 5
-# An outcome as it lies on the wire: tag and value in turn, a varint of 32 bits always in five bytes, so that all
+# An outcome on the wire: tag and value alternate, a varint of 32 bits always in five bytes, so that all
 # outcomes have one length. Parsers take padded varints (protobuf.dev, "Encoding": the value is what counts).
 
 

@@ -23,9 +23,9 @@ from faceteer_sae.rows import BLOCK, Rows, quantised
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LAYOUTS = ("saelens", "rows")
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu")
-# In layout rows: the encoder once more, in int8 (:func:`faceteer_sae.rows.quantised`), for screening.
+# In layout rows: a second copy of the encoder, in int8 (:func:`faceteer_sae.rows.quantised`), for screening.
 SCREEN = "W_enc_screen"
-# What the two matrices are called in each layout.
+# Names of the two matrices in each layout.
 _MATRICES = {"saelens": ("W_enc", "W_dec"), "rows": ("W_enc_rows", "W_dec")}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}

@@ -66,6 +66,6 @@ def build(resources: Resources) -> list[Service]:
 def main(argv: Sequence[str]) -> None:
     """Serves until told to stop. Every service's flags are understood."""
     own, *others = parse_together((AllInOneSettings, *_SETTINGS), argv)
-    # What they share follows the process: one address, one bundle, one cache.
+    # The process decides what they share: one address, one bundle, one cache.
     shared = {name: getattr(own, name) for name in ServiceSettings.model_fields}
     run(own, lambda resources: build_with([each.model_copy(update=shared) for each in others], resources))

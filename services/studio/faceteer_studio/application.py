@@ -1,7 +1,7 @@
 """StudioService's jobs: opening a picture, editing it, carrying features from one to another.
 
 Walks each job through the ports of its :class:`Call`. The messages of the contract are this module's own terms, since
-all it does is hand on what one service says to the next.
+all it does is pass messages from one service to the next.
 """
 
 from __future__ import annotations

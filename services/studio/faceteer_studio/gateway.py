@@ -17,7 +17,7 @@ from faceteer_studio.upstream_errors import from_rpc_error
 
 
 def gateway(remote: Remote, ports: Ports, instead: Mapping[str, Any] | None = None) -> Service:
-    """A service by the remote one's name that forwards to it, but for the methods with a handler in ``instead``."""
+    """A service by the remote one's name that forwards to it, except for the methods with a handler in ``instead``."""
     handlers = {method.name: _forward(remote, ports, method) for method in SERVICES[remote.name].methods}
     handlers |= instead or {}
     generic = grpc.method_handlers_generic_handler(remote.service, handlers)
@@ -53,7 +53,7 @@ def _forward(remote: Remote, ports: Ports, method: Any) -> Any:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, remote.name) from None
         finally:
-            # The caller may have left in the middle; a call that has ended does not mind.
+            # The caller may have left meanwhile; cancelling a call that has ended is harmless.
             child.cancel()
 
     if method.client_streaming:

@@ -1,6 +1,6 @@
-"""Icons made when they are asked for: edits the template, draws each strength, keeps the strip in the cache.
+"""Icons made on demand: edits the template, draws each strength, keeps the strip in the cache.
 
-What an icon is stands in :mod:`faceteer_runtime.icons`.
+:mod:`faceteer_runtime.icons` says what an icon is.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Layout:
 
     Attributes:
         image: the photo, a whole file.
-        field: where it stands in the request.
+        field: its path in the request.
         inverts: whether by inversion.
         strength: for image to image; None for the generator's default.
     """
@@ -72,7 +72,7 @@ class Layout:
         """
         if not self.inverts:
             return generator_pb2.GenerationStart(image=self.image, strength=self.strength)
-        # Guidance, seeds and format are the drawing's alone.
+        # Guidance, seeds and format concern only the drawing.
         inversion = generator_pb2.GenerationSettings(width=settings.width, height=settings.height, steps=settings.steps)
         request = generator_pb2.InvertImageRequest(image=self.image, input=unedited, settings=inversion)
         answer = await call.ports.generator.invert_image(request, call, self.fields)

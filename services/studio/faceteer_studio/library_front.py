@@ -1,4 +1,4 @@
-"""What LibraryService can do only with the other services' help: search by picture and by meaning, icons on demand.
+"""What LibraryService can do only with the help of other services: search by picture and by meaning, icons on demand.
 
 Every call goes to the library, which decides what its caller sees; the methods that need no help never come here.
 """

@@ -38,7 +38,7 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
-# Health is answered without a model: longer than this, and the service hangs.
+# Health needs no model: a service that takes longer hangs.
 _HEALTH_S = 2.0
 
 NO_FIELDS: Fields = {}

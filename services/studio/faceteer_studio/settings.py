@@ -1,4 +1,4 @@
-"""Settings of the studio: where the other four services are. In the all-in-one process the addresses play no part."""
+"""Settings of the studio: where the other four services are. The all-in-one process ignores the addresses."""
 
 from __future__ import annotations
 

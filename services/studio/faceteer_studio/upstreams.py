@@ -1,6 +1,6 @@
-"""What the other four services run: remembered for a few seconds, each part for itself.
+"""What the other four services run: remembered for a few seconds, each part separately.
 
-A part that is gone costs nobody else more than one short wait: from then on it is asked in the background, and what it
+A part that is gone costs callers one short wait at most: from then on it is asked in the background, and what it
 last answered is used, since a revision or a limit rarely changes.
 """
 
@@ -24,10 +24,10 @@ A = TypeVar("A", bound=Message)
 
 # For how long an answer counts as fresh; any service may restart with another bundle.
 FRESH_S = 5.0
-# The same for whoever asks how things are, and for a part that is down.
+# The same for a status call, and for a part that is down.
 FRESH_STATUS_S = 0.5
 FRESH_FAILURE_S = 1.0
-# These calls run no model: one that takes longer comes from a service that hangs.
+# These calls run no model: if one takes longer, the service hangs.
 ASK_S = 2.0
 
 
@@ -74,7 +74,7 @@ class Part(Generic[A]):
         if time.monotonic() - self._asked <= (min(fresh_s, FRESH_FAILURE_S) if down else fresh_s):
             return
         if self._asking is None or self._asking.done():
-            # A task of its own: the answer is everybody's, so it neither ends with the first caller nor hurries for it.
+            # In a separate task: all callers share the answer, so the first one's leaving or deadline must not end it.
             self._asking = asyncio.ensure_future(self._refresh(call.on_our_own(ASK_S)))
         if not down or patient:
             done, _ = await asyncio.wait({self._asking}, timeout=call.time_remaining())
@@ -135,7 +135,7 @@ class Upstreams:
         return self.encoder, self.sae, self.generator, self.library
 
     async def describe(self, call: Call) -> studio_pb2.GetStudioResponse:
-        """All of them as they are now. Never fails: a part that is down stands there as down."""
+        """All of them as they are now. Never fails: a part that is down is reported as down."""
         await asyncio.gather(*(part.refresh(call, fresh_s=FRESH_STATUS_S, patient=True) for part in self.parts))
         encoder, sae = self.encoder.answer, self.sae.answer
         generator, library = self.generator.answer, self.library.answer

@@ -1,4 +1,4 @@
-"""What a job writes: files that are whole or not there, in folders that one run at a time holds."""
+"""What a job writes: files that are complete or absent, in folders that one run at a time locks."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def draw_library_icons(
     with locked(bundle_directory / WORK), Progress() as report, writing(bundle_directory):
         with edit_library(bundle_directory) as editor:
             if TEMPLATE not in editor.facts:
-                raise JobError("the library names no template for icons; make it anew with build-library")
+                raise JobError("the library names no template for icons; rebuild it with build-library")
             described = list(editor.features())
             wanted = _wanted(described, features)
             template = _templates(editor, sae, described)

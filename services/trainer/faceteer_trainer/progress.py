@@ -23,7 +23,7 @@ class Progress:
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}")
         self._bars = Bars(*columns, console=self._console, disable=not self._console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
-        # When a step was first heard of, and how much of it an earlier run had done by then.
+        # When a step was first reported, and how much of it an earlier run had done by then.
         self._began: dict[str, tuple[float, float]] = {}
         self._said_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Makes a bundle of what was pulled: the SAE as it is served, negative embeds, a library without labels, the seal."""
+"""Completes a pulled bundle: the SAE in its serving layout, negative embeds, an unlabelled library, the seal."""
 
 from __future__ import annotations
 

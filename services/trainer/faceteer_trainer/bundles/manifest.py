@@ -1,6 +1,6 @@
 """What to pull: a known bundle's list of files and where their authors publish them, or another bundle's bundle.json.
 
-A digest that this project could not know stands as null; the first pull takes
+A digest that this project could not know is null; the first pull takes
 it from the publisher's own record and writes it into the new bundle's bundle.json, which holds every later pull to it.
 """
 
@@ -75,7 +75,7 @@ def read_recipe(name: str) -> Recipe:
             ) from None
     try:
         given = json.loads(text)
-        # A bundle that was pulled remembers what was pulled, which is not all as it is served.
+        # A pulled bundle records the files as they were pulled; some are served in another form.
         entries = given.get("pulled") or given["files"]
         wanted = tuple(_wanted(entry, where) for entry in entries if entry.get("source"))
         recipe = Recipe(given["name"], given.get("description", ""), given["parts"], given.get("licences", {}), wanted)

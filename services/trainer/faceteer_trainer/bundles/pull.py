@@ -1,4 +1,4 @@
-"""Pulls a bundle: looks first (licences, sizes, room), then fetches and checks file by file, then makes it whole."""
+"""Pulls a bundle: checks licences, sizes and free space, then fetches and checks each file, then completes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from faceteer_trainer.progress import Progress
 
 # Beside the parts, and gone when the bundle is whole: digests of what has been fetched and checked already.
 STATE = ".pull.json"
-# What the SAE in its serving form, the library and slack may take besides the pulled files.
+# Space for the SAE in its serving form and the library, with a margin, besides the pulled files.
 _BESIDES = 1_500_000_000
 
 
@@ -102,7 +102,7 @@ def _is_there(out: Path, wanted: Wanted, done: dict[str, str]) -> bool:
     if not path.is_file() or (wanted.size is not None and path.stat().st_size != wanted.size):
         return False
     if wanted.path not in done:
-        # Of an earlier, whole pull: its digest decides.
+        # From an earlier, completed pull: its digest decides.
         if wanted.sha256 is None or sha256_of(path) != wanted.sha256:
             return False
         done[wanted.path] = wanted.sha256

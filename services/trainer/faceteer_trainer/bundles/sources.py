@@ -57,7 +57,7 @@ class Hub:
             try:
                 info = self._api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True)
             except Exception as error:
-                # The client lets whatever its HTTP library raises through.
+                # The client passes on whatever its HTTP library raises.
                 raise JobError(
                     f"{wanted.repo}: cannot be reached ({_first_line(error)}); on a machine without internet access "
                     "give --from a directory that holds the published files"

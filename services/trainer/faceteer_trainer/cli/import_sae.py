@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     kept = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
     dtype = kept.get(sae.W_enc.dtype, "float32") if arguments.dtype == "keep" else arguments.dtype
     with locked(arguments.out), writing(arguments.out):
-        # What was measured of another SAE says nothing of this one.
+        # Figures measured on another SAE do not apply to this one.
         (arguments.out / STATISTICS).unlink(missing_ok=True)
         write_weights(arguments.out, replace(sae, metadata=metadata), dtype)
         print(f"{arguments.out}: {sae.architecture}, {sae.d_sae:,} features of {sae.d_in} values, {dtype}")

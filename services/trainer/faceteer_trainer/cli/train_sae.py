@@ -21,7 +21,7 @@ from faceteer_trainer.sae.trainer import ARCHITECTURES, SPARSE, STARTS, Settings
 
 _LOSS, _SETTINGS = Loss(), Settings("topk", 1)
 _PREFIXES = (1 / 16, 1 / 4, 1.0)
-# Latents start as the published loss wants them, and none of them is ever held to be dead.
+# Latents start as the published loss needs them, and none is ever treated as dead.
 _NOT_FOR_STANDARD = ("start", "start_k", "reset_every")
 
 

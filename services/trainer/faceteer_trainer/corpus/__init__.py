@@ -1,1 +1,1 @@
-"""Pictures to embedding shards, and shards to whoever trains or measures on them."""
+"""Writes pictures as embedding shards, and reads the shards for training and measuring."""

@@ -1,7 +1,7 @@
 """Pictures in tar files, as WebDataset lays them out: neighbours that share a name up to its first dot belong together.
 
 Tars are read with the standard library, forwards, one member at a time; a piece starts
-at a member's byte offset, so that nobody reads what comes before it.
+at a member's byte offset, so that nothing before it needs to be read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from faceteer_trainer.corpus.pictures import (
 )
 from faceteer_trainer.errors import JobError
 
-# What the largest picture that is taken may weigh; a larger member is not even read.
+# Size of the largest picture accepted; a larger member is not even read.
 _LARGEST = 20_000_000
 
 
@@ -84,7 +84,7 @@ def _groups(archive: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
     """Neighbours of one key with one picture among them; a second picture begins a group of its own."""
     group: list[tarfile.TarInfo] = []
     while (member := archive.next()) is not None:
-        # It would otherwise remember every member of the file.
+        # The reader would otherwise remember every member of the file.
         archive.members.clear()  # type: ignore[attr-defined]
         if not member.isreg() or member.name.rpartition("/")[2].startswith("."):
             continue
@@ -94,7 +94,7 @@ def _groups(archive: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
                 yield group
             group = []
         group.append(member)
-    # The reader takes a damaged header for the end of the file; a real end is a block of zeros, or nothing.
+    # The reader mistakes a damaged header for the end of the file; a real end is a block of zeros, or nothing.
     file = cast(IO[bytes], archive.fileobj)
     file.seek(archive.offset)
     if file.read(512).strip(b"\0"):

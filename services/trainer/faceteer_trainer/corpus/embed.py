@@ -1,6 +1,6 @@
 """One shard of a corpus: its pictures read, decoded, encoded and written. The same function on one machine or many.
 
-A batch is a slice of the source's list, whatever of it can be read, and is encoded by one thread: its bytes depend
+A batch is a slice of the source's list, however much of it can be read, and is encoded by one thread: its bytes depend
 neither on the number of threads nor on what was done before.
 """
 
@@ -34,7 +34,7 @@ from faceteer_trainer.corpus.shards import map_embeds, shard_name, write_embeds
 from faceteer_trainer.errors import JobError
 from faceteer_trainer.files import job_file
 
-# A batch ends early when its files weigh this much together.
+# A batch ends early when its files reach this size together.
 _BATCH_BYTES = 256_000_000
 _WEBP_QUALITY = 80
 # Rows a row group: what must be read to show one picture.
@@ -169,7 +169,7 @@ class Embedder:
                 "thumbnail": pa.array(thumbnails, pa.binary()),
             }
         )
-        # Through a file of Python's: pyarrow's own would word a full disk in its own way.
+        # Through a Python file object: pyarrow's own reports a full disk with a different error.
         with job_file(directory / pictures_name(task.number)) as part, part.open("wb") as file:
             pq.write_table(table, file, row_group_size=_ROW_GROUP, compression="zstd")
         values = np.stack(embeds) if embeds else np.empty((0, self.embed_dim), np.float32)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from faceteer_trainer.errors import JobError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# Captions are for people and for lists of words; a whole book beside a picture is a mistake.
+# Captions are shown to people and supply vocabulary; a whole book beside a picture is a mistake.
 CAPTION_BYTES, _CAPTION_LENGTH = 1 << 18, 4000
 
 

@@ -1,4 +1,4 @@
-"""What an embed run will do, on disk: the source cut into shards once, so that a run that was killed goes on.
+"""What an embed run will do, on disk: the source cut into shards once, so that a killed run can resume.
 
 plan.json holds what must not change between runs, plan.jsonl a line a shard.
 """

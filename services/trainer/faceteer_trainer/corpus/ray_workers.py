@@ -73,7 +73,7 @@ def make_shards(
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     local = address == "local"
     if local:
-        # By this name Ray keeps all of its ports to this machine; on Linux it would otherwise listen everywhere.
+        # With this variable Ray keeps all of its ports to this machine; on Linux it would otherwise listen everywhere.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         # optional

@@ -1,4 +1,4 @@
-"""The embed job: makes or takes up the plan, has its shards made, here or by Ray's workers, and finishes the corpus."""
+"""The embed job: makes or resumes the plan, has its shards made, here or by Ray's workers, and finishes the corpus."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def embed_corpus(images: str, out: Path, settings: EmbedSettings) -> CorpusCard:
     """
     out, images = Path(os.path.abspath(out)), os.path.abspath(images)
     source = open_source(images, settings.captions)
-    # What is written there would count as more pictures, or as changed ones.
+    # Files written there would count as additional or changed pictures.
     if os.path.isdir(images) and out.resolve().is_relative_to(source.root):
         raise JobError(f"--out {out} lies among the pictures in {source.root}; choose a folder outside")
     with locked(out):
         if (out / CARD).exists() and not (out / SETTINGS).exists():
             raise JobError(f"{out}: holds a corpus that embed has not made; choose another --out")
-        # With Ray this one only knows the revision and judges shards that are there.
+        # With Ray this process only needs the revision, to check existing shards.
         with contextlib.closing(Embedder(settings.embedder, 1 if settings.ray else settings.workers)) as embedder:
             return _embed(images, out, source, embedder, settings)
 

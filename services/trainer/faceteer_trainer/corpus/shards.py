@@ -57,7 +57,7 @@ class CorpusCard:
         shards: in order.
         n_bad: pictures left out because they could not be read.
         source: what the pictures were, for people.
-        complete: False while the job that writes it has not come to its end.
+        complete: False until the job that writes it has finished.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Mapped(NamedTuple):
     pages: mmap.mmap
 
     def forget(self) -> None:
-        """Take the pages that were touched out of this process' memory; the system may keep them, or read them anew.
+        """Take the pages that were touched out of this process' memory; the system may keep them, or read them again.
 
         Without it a process that has read a whole corpus would count all of it as its own.
         """
@@ -138,7 +138,7 @@ def map_embeds(path: Path, rows: int, embed_dim: int, encoder_revision: str) -> 
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         start, stop = entry["data_offsets"]
     except FileNotFoundError:
-        raise JobError(f"{path}: missing; run embed again into this folder to make it anew") from None
+        raise JobError(f"{path}: missing; run embed again into this folder to regenerate it") from None
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise JobError(f"{path}: not an embedding shard ({error}); delete it and run embed again") from None
     found = header.get("__metadata__", {}).get("encoder_revision")

@@ -1,1 +1,1 @@
-"""SAEs in the file formats of others, to ours and back."""
+"""SAEs in other projects' file formats, to ours and back."""

@@ -75,7 +75,7 @@ def checked(sae: SaeWeights, where: Path) -> SaeWeights:
         raise JobError(f"{where}: k is {sae.k}, but must be 1 to {d_sae}")
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
         tensor = getattr(sae, name)
-        # Rows by rows: a matrix that lies turned round in its file is not copied for this.
+        # Block by block: a matrix that is transposed in its file is not copied for this.
         parts = () if tensor is None else tensor.split(_ROWS) if tensor.ndim else (tensor,)
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise JobError(f"{where}: {name} holds NaN or infinite values")

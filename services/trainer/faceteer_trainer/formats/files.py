@@ -1,4 +1,4 @@
-"""Reads the files of others and trusts nothing in them; no code in a pickle is ever run."""
+"""Reads other projects' files and trusts nothing in them; no code in a pickle is ever run."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:
-            # Files of before torch 1.6 cannot be mapped.
+            # Files from before torch 1.6 cannot be mapped.
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise JobError(f"{path}: missing") from None
     except pickle.UnpicklingError:
         raise JobError(f"{path}: holds more than tensors; it was not loaded, because that could run code") from None
     except Exception as error:
-        # What is no pickle makes the unpickler raise whatever it stumbles over.
+        # A file that is no pickle can make the unpickler raise almost anything.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise JobError(f"{path}: not a file of torch.save ({reason})") from None
     if not isinstance(found, dict):

@@ -21,7 +21,7 @@ from faceteer_trainer.errors import JobError
 from faceteer_trainer.formats.conversions import checked, of_raw_input, take, turned, unit_rows, whole_number
 from faceteer_trainer.formats.files import read_json, read_safetensors
 
-# The version whose files these are; readers treat files that name none as older than 6.
+# The version of the format written; readers treat files without one as older than 6.
 VERSION = "6.18.0"
 _FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
 _MORE: dict[str, tuple[str, ...]] = {
@@ -51,7 +51,7 @@ def read(path: Path, *, activation_scale: float | None = None) -> SaeWeights:
         )
     if normalised not in ("none", "expected_average_only_in"):
         raise JobError(
-            f"{where}: normalize_activations is {normalised!r}, which treats every embedding by itself and cannot be "
+            f"{where}: normalize_activations is {normalised!r}, which scales each embedding differently and cannot be "
             "folded into the weights; train with none or expected_average_only_in"
         )
     if (reshaped := cfg.get("reshape_activations", "none")) != "none":

@@ -5,7 +5,8 @@
 Of the terms that stand out most the one with the greatest z_t (AUC_t - 0.5) is the name, where AUC_t says how well the
 term's cosine tells pictures on which the feature fires at all from silent ones: the strongest pictures alone may share
 by chance what most do not. Pictures' embeddings and terms are centred, so a cosine is about what differs and not about
-being a picture or a text. Feature *directions* play no part: matched with texts they name nothing for CLIP.
+being a picture or a text. Feature *directions* are not used: matching them with texts in CLIP's space
+gives no usable name.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from faceteer_trainer.labels.vocabulary import TextSpace
 from faceteer_trainer.metrics import auc
 
 Floats = npt.NDArray[np.float32]
-# Of its own 99th percentile: pictures on which a feature is clearly there.
+# Share of its own 99th percentile: on these pictures a feature is clearly present.
 STRONG = 0.5
 _MOST_PICTURES, _FEWEST = 200, 5
 _BLOCK = 2048
-# A further term is worth naming if it tells at least this much as well as the first.
+# A further term is kept if it discriminates at least this well, relative to the first.
 _NEARLY = 0.6
 _MOST_TERMS, _CANDIDATES = 4, 20
 _AS_WELL = 0.9
@@ -90,7 +91,7 @@ def _name(best: npt.NDArray[np.int64], z: Floats, told: Floats, least: float, te
     worth = np.where(told >= least, z * (told - 0.5), 0)
     order = np.argsort(-worth, kind="stable")
     order = order[worth[order] >= _NEARLY * worth[order[0]]]
-    # Of terms that tell as well the shortest is the plainest: "night", not "moonlight" or "midnight".
+    # Among terms that discriminate equally well the shortest is the plainest: "night", not "moonlight" or "midnight".
     equals = [place for place in order if worth[place] >= _AS_WELL * worth[order[0]]]
     chosen = [min(equals, key=lambda place: (terms[best[place]].count(" "), len(terms[best[place]])))]
     for place in order:

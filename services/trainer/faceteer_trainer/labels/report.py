@@ -1,4 +1,4 @@
-"""How good a library's every part is, in figures and in features to look at: Markdown, and a page with pictures."""
+"""How good each part of a library is, in figures and in features to look at: Markdown, and a page with pictures."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from faceteer_trainer.labels.vocabulary import CAPTIONS, DEFAULT, TextSpace, cap
 from faceteer_trainer.library.templates import OTHER_TEMPLATE, least_in_common, scaled
 from faceteer_trainer.progress import Progress
 
-# The fact in a library's meta: what is taken off every text, packed as templates are.
+# Key in a library's meta: the mean subtracted from every text, packed as templates are.
 TEXT_MEAN = "text_mean"
 # Beside the library while a job changes it: the lock, and the vision model's answers.
 WORK = ".label-library"
@@ -93,7 +93,7 @@ def label_library(
         report("encoding a sample", 0.0)
         sample = take_sample(corpus, sae, settings.sample, device)
         report("encoding a sample", 1.0)
-        # Words of the side that labels are made from: the other shall judge pictures that no label has seen.
+        # Words from the side that labels are made from: the other side must stay unseen by every label.
         captions = _captions(corpus, sample.making.rows) if CAPTIONS in settings.vocabulary else None
         space = TextSpace(encoder, _terms(settings.vocabulary, captions))
         with edit_library(bundle_directory) as editor:

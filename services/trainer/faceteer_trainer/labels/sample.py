@@ -19,7 +19,7 @@ from faceteer_trainer.library.tallies import lottery
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-# Of the pictures labels are made from; the rest judges them.
+# Share of the pictures that labels are made from; the rest judges them.
 MAKING = 0.6
 
 

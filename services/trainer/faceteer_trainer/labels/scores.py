@@ -36,10 +36,10 @@ from faceteer_trainer.metrics import auc
 
 Floats = npt.NDArray[np.float32]
 _MOST, _FEWEST = 200, 8
-# Of the template's norm. One picture stored twice as WebP moves by up to 0.04; a changed picture by 0.15 and more.
+# Share of the template's norm. A picture stored twice as WebP moves by up to 0.04, a changed one by 0.15 and more.
 _UNSEEN = 0.1
 # AUC from which on a label predicts where its feature fires, and share from which on it says what the feature causes;
-# the library service's filter `scores_disagree` goes by the same two numbers.
+# the library service's filter `scores_disagree` uses the same two numbers.
 PREDICTS, CAUSES = 0.7, 0.7
 
 

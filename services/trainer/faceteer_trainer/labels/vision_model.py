@@ -56,7 +56,7 @@ class VisionModel:
             raise JobError(f"--endpoint {self.endpoint}: must begin with http:// or https://")
         if self.answers.exists():
             for line in self.answers.read_text(encoding="utf-8").splitlines():
-                # A line cut short by a kill is asked again.
+                # A line truncated by a kill is asked again.
                 try:
                     entry = json.loads(line)
                 except ValueError:

@@ -24,7 +24,7 @@ _COMMON = (
 )
 _NO_NAMES = frozenset(_COMMON.split())
 _BATCH = 64
-# Each text is said in these ways, and the embeddings averaged: what is left is what they have in common.
+# Each text is embedded in these phrases and averaged: what remains is what they have in common.
 PROMPTS = ("{}", "a picture of {}", "a picture with {}")
 
 

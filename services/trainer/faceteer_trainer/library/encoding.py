@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from faceteer_sae.model import SparseAutoencoder
 
-# Candidates computed again at a time: 8,192 pairs of 1,280 values are 84 MB.
+# Candidates recomputed at a time: 8,192 pairs of 1,280 values are 84 MB.
 _PAIRS = 8192
 _ROUNDOFF = 2.0**-8
 

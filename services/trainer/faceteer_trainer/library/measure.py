@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Report = Callable[[str, float], None]
 _ROWS = 8192
-# Of a large dictionary no SAE that is of use fires a twentieth at once; wrong preprocessing does. Small ones may.
+# No useful SAE fires a twentieth of a large dictionary at once; wrong preprocessing does. Small dictionaries may.
 _MOST_ACTIVE, _NEVER_TOO_MANY = 0.05, 512
 # Pictures drawn for each feature, for examples from quantiles and for what fires together with a rare feature.
 _SAMPLE = 64

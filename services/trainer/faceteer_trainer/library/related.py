@@ -1,6 +1,6 @@
-"""Which features belong together, by firing together or by direction: lists of (feature, score), best first.
+"""Related features, by firing together or by direction: lists of (feature, score), best first.
 
-Which features keep apart is the rule for rivals: :mod:`faceteer_sae.rivals`.
+Features that exclude each other are found by :mod:`faceteer_sae.rivals`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Relatives = list[tuple[int, float]]
 
-# Fewer pictures with both than this say nothing.
+# Fewer pictures with both than this are no evidence.
 _LEAST_TOGETHER = 5
 _LEAST_LIFT = 1.2
 _SLACK = 20
@@ -61,7 +61,7 @@ def coactivating_sampled(sampled: Active, count: Ints, pictures: int, most: int,
     others, together = others[good], together[good]
     # P(other | feature) / P(other)
     lifts = together / max(size, 1) * pictures / np.maximum(count[others], 1)
-    # Of equal ones first the one that is seen together more often: the other may be chance.
+    # Among equals the pair seen together more often comes first: the other may be chance.
     best = np.lexsort((-together, -np.round(lifts, 6)))[:most]
     return [(int(others[b]), float(lifts[b])) for b in best if lifts[b] > _LEAST_LIFT]
 

@@ -1,4 +1,4 @@
-"""The build-library job: from embeddings to the library that the bundle serves, put into it in the last moment."""
+"""The build-library job: from embeddings to the library that the bundle serves, moved into it as the last step."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build_library(
     keep_statistics: bool = False,
     out: Path | None = None,
 ) -> Built:
-    """Gives a bundle a new library without labels, and its SAE the statistics that edits go by; goes on after a kill.
+    """Gives a bundle a new library without labels, and its SAE the statistics that edits need; resumes after a kill.
 
     With ``keep_statistics`` the SAE keeps those it has; with ``out`` the library goes there and the bundle stays as it
     is. Nothing of the bundle changes before everything is done.
@@ -66,7 +66,7 @@ def build_library(
     started = time.monotonic()
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise JobError(f"--device {device}: there is no such GPU here; use --device cpu")
-    # Of the names given only directories of our own inside them are ever deleted.
+    # Only our own directories inside the given paths are ever deleted.
     inside, work = bundle_directory / _WORK, (work or bundle_directory) / _WORK
     staging = inside / "staging"
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def _opened(bundle_directory: Path, corpus_directory: Path) -> tuple[Bundle, Spa
     sae = SparseAutoencoder.load(part.path)
     encoder = part.facts.get("encoder_revision")
     if encoder is None:
-        raise JobError(f"{bundle_directory}: bundle.json does not say for which encoder the SAE was made; seal it anew")
+        raise JobError(f"{bundle_directory}: bundle.json does not say for which encoder the SAE was made; reseal it")
     corpus = EmbeddingCorpus.open(corpus_directory, encoder_revision=str(encoder))
     if corpus.embed_dim != sae.d_in:
         raise JobError(f"{corpus_directory}: embeddings of {corpus.embed_dim} values, but the SAE takes {sae.d_in}")

@@ -1,8 +1,8 @@
-"""Puts new files into a bundle all at once, though hashing it takes long and a job may be killed at any time.
+"""Puts new files into a bundle all at once, although hashing takes long and a job may be killed at any time.
 
 stage()        a copy of the bundle inside it, of links; the job writes its files there
 seal_staged()  the copy is sealed, with every file hashed: only moving is left to do
-commit()       moves the new files, which takes moments; called again after a kill, it goes on
+commit()       moves the new files, which takes moments; called again after a kill, it resumes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _READY = "ready.json"
 
 
 def stage(bundle: Bundle, staging: Path, renewed: Iterable[str]) -> None:
-    """Makes ``staging`` anew: every part of links to the bundle's files, but copies of those that will be renewed.
+    """Recreates ``staging``: every part of links to the bundle's files, but copies of those that will be renewed.
 
     Args:
         bundle: stays as it is.

@@ -1,4 +1,4 @@
-"""Gives a bundle's SAE what edits go by: firing shares, the unit SCALED, rivals, and what embeddings look like."""
+"""Gives a bundle's SAE the statistics that edits need: firing shares, p99, rivals, and what embeddings look like."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_statistics(
     store: ActivationStore,
     measured: CorpusStatistics,
 ) -> None:
-    """Writes the statistics of an SAE's directory anew, and what its card says of embeddings."""
+    """Rewrites the statistics of an SAE's directory, and what its card says of embeddings."""
     rows, rivals = _sampled(corpus), measured.rivals
     sample = corpus.rows(rows)
     mean: npt.NDArray[np.float32] = sample.mean(0)

@@ -4,7 +4,7 @@
     Table    for every feature its M entries of greatest priority: the strongest, or a uniform sample
     Pairs    how often each two of the commonest features fire together
 
-All of them are sums or maxima, so the order of the blocks plays no part.
+All of them are sums or maxima, so the order of the blocks does not matter.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Table:
         starts: Ints = np.flatnonzero(np.diff(features, prepend=-1))
         place = np.arange(len(features)) - np.repeat(starts, np.diff(starts, append=len(features)))
         self._kept = every.take(order[place < self._most])
-        # Whoever has a full table lets in only what beats its last entry; equal ones come later in the corpus.
+        # A full table admits only what beats its last entry; equal ones come later in the corpus.
         last = order[place == self._most - 1]
         self._floor[every.features[last]] = every.priority[last]
         self._waiting, self._count = [], 0
@@ -147,7 +147,7 @@ class _Entries:
 
     def of(self, feature: int) -> _Entries:
         """One feature's, of entries sorted by feature."""
-        # Of the column's own type: otherwise numpy would convert all of it, for every feature.
+        # In the column's own type: otherwise numpy would convert the whole column for every feature.
         start, stop = np.searchsorted(self.features, np.array([feature, feature + 1], self.features.dtype))
         return self.take(np.arange(start, stop))
 
@@ -183,7 +183,7 @@ class Pairs:
             (np.ones(len(rows), np.int32), (rows, places[good])), (len(active.indptr) - 1, len(self.features))
         )
         transposed = matrix.T.tocsr()
-        # By slabs: where much fires at once the product is nearly dense, and would take gigabytes as a whole.
+        # In slabs: where many features fire the product is nearly dense, and would take gigabytes as a whole.
         for start in range(0, len(self.features), _SLAB):
             product = (transposed[start : start + _SLAB] @ matrix).tocoo()
             self.together[product.row + start, product.col] += product.data

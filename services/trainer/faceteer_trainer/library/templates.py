@@ -1,4 +1,4 @@
-"""The two pictures that icons start from: on one of them, whatever the feature, there is something to see.
+"""The two pictures that icons start from, chosen so that every feature shows a change on at least one of them.
 
 A feature that is on in the template already cannot be turned on. Such a feature is shown on a second template, which
 has as little as possible in common with the first.
@@ -16,7 +16,7 @@ from scipy import sparse
 Floats = npt.NDArray[np.float32]
 # The fact in a library's meta, packed as the first template is; the service's own icons know only the first.
 OTHER_TEMPLATE = "icon_template_other"
-# Of its 99th percentile: from here on a feature is on in a picture.
+# Share of its 99th percentile: from here on a feature counts as on in a picture.
 ON = 0.25
 
 

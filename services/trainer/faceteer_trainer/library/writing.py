@@ -82,7 +82,7 @@ def choose_examples(
     for start in range(0, len(alive), _CHOSEN_AT_ONCE):
         part = alive[start : start + _CHOSEN_AT_ONCE]
         tops = [best.of(feature) for feature in part.tolist()]
-        # Many features' pictures at once: their embeddings lie all over the corpus, and each reach into it costs.
+        # Many features' pictures at once: their embeddings are spread over the corpus, and each access costs.
         rows, inverse = np.unique(np.concatenate([top.rows for top in tops]), return_inverse=True)
         embeds = corpus.rows(rows) - mean
         places = np.split(inverse, np.cumsum([len(top.rows) for top in tops])[:-1])

@@ -71,7 +71,7 @@ def _cells(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _anchors(report: dict[str, Any]) -> str:
-    """What the figures are to be held against, in a sentence or two."""
+    """What to compare the figures with, in a sentence or two."""
     first = next(iter(report["saes"].values()))
     said = (
         f"MSE if every reconstruction were zero {first['mse_zero_ablation']:.4g}, if it were the mean embedding "

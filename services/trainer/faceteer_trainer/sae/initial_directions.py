@@ -1,4 +1,4 @@
-"""First directions for a sparse autoencoder: differences of near neighbours, and directions of great skewness.
+"""Initial directions for a sparse autoencoder: differences of near neighbours, and directions of great skewness.
 
 A feature that is on for a few pictures and off for the rest makes its projection skewed to one side; a mixture of
 features is less skewed than each of them. So directions of greatest skewness are single features: projection pursuit by

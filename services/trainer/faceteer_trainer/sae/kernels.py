@@ -1,4 +1,4 @@
-"""Sparse kernels of an SAE's step: what they cost follows the activations that fire, not the dictionary's width.
+"""Sparse kernels of an SAE's step: their cost depends on the activations that fire, not on the dictionary's width.
 
 Both matrices lie as rows, W_enc and W_dec [n, d], so that a
 latent's vectors are contiguous. A *pair* is one firing: a row of the batch and a latent. The gradients of both matrices

@@ -1,7 +1,7 @@
 """What training minimises, for every architecture, by sparse kernels or by whole matrices.
 
-x is in units of the corpus' root mean square distance from its mean (standard: as it is, for its published loss is not
-free of scale).
+x is in units of the corpus' root mean square distance from its mean (standard: as it is, for its published loss
+depends on scale).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which latents fire: all pre-activations are looked at once, in chunks, without a gradient.
 
-Memory follows the chunk and the pairs that are kept, never batch x width.
+Memory depends on the chunk and the pairs that are kept, never on batch x width.
 """
 
 from __future__ import annotations

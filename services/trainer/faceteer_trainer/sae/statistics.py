@@ -22,7 +22,7 @@ _MOST_PAIRS = 30_000_000
 # Rivals are looked for among this many of the commonest features.
 _MOST_COMMON = 4096
 _CHUNK = 1024
-# Rows, from all over, that novelty is learnt from: of 1,280 values each they are 100 MB.
+# Rows, spread over the corpus, that novelty is learnt from: of 1,280 values each they are 100 MB.
 NOVELTY_ROWS = 20_000
 
 
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 def measure(model: Autoencoder, corpus: EmbeddingCorpus, most_rows: int) -> Measured:
     """Runs an SAE for raw embeddings over up to `most_rows` rows from all over the corpus, as it will be served."""
     count = min(most_rows, len(corpus))
-    # From all over, without a row twice; in the corpus' own order where that is everything.
+    # Spread over the corpus without repeats; the whole corpus in its own order where that suffices.
     indices = np.arange(count) if count == len(corpus) else BlockShuffle(len(corpus), count, seed=1).indices(0)
     latents, acts, norms, l0s = [], [], [], []
     sums, firings = Reconstruction(), 0

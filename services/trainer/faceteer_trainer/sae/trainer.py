@@ -1,6 +1,6 @@
-"""Trains any of the architectures on a corpus of any size; a killed run goes on to the identical weights.
+"""Trains any of the architectures on a corpus of any size; a killed run resumes and reaches identical weights.
 
-A step's batch depends on (seed, step) alone; weights, moments and the count of silent rows are all the state there is.
+A step's batch depends on (seed, step) alone; weights, moments and the count of silent rows are the only state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from faceteer_trainer.sae.losses import Loss, Losses, dense_losses, sparse_losse
 from faceteer_trainer.sae.sampling import BlockShuffle
 from faceteer_trainer.sae.statistics import measure
 
-# As --architecture names them; matryoshka is a batchtopk trained on nested prefixes.
+# The values of --architecture; matryoshka is a batchtopk trained on nested prefixes.
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka")
 # These fire so few latents from the first step on that sparse kernels apply.
 SPARSE = ("topk", "batchtopk", "matryoshka")
@@ -40,7 +40,7 @@ CHECKPOINT = "train-sae.ckpt"
 SAMPLE = 8192
 # Latents a firing from which sparse kernels are quicker: measured, docs/train-sae.md.
 SPARSE_FROM = 128
-# Rows that first directions are found from.
+# Rows that initial directions are found from.
 _START_ROWS = 65_536
 # Dead latents are reset until this share of the budget is used: later ones would not be trained to the end.
 _RESET_UNTIL = 0.75
