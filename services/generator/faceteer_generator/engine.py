@@ -2,7 +2,7 @@
 
 The life of a generation: ``submit`` puts its images into the queue, or raises QueueFull at once. Before every turn the
 queue picks afresh which jobs proceed, so that a request with many images never keeps a later one waiting, a new one
-joins at the next step, and one that was closed is simply no longer picked. Images advance one step together; inversions and
+joins at the next step, and one that was closed is simply no longer picked. Images advance together; inversions and
 prompts take turns with them, one call of the model each. What is drawn goes to :class:`.delivery.Delivery`. All state
 lives on the event loop; only calls of the model run on the worker's thread.
 """
