@@ -27,7 +27,7 @@ class Capacity:
 
     @contextlib.contextmanager
     def holding(self, items: int) -> Iterator[None]:
-        """Holds room for a call's items: for any number when nothing is under way, for none at any time.
+        """Reserves room for a call's items; when nothing is in progress, for any number.
 
         Raises:
             QueueFull: there is no room, with an estimate of when there will be.
@@ -42,7 +42,7 @@ class Capacity:
 
     @contextlib.asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
-        """Holds room for one item, as soon as there is some."""
+        """Reserves room for one item, as soon as there is some."""
         while self.taken >= self._limit:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)

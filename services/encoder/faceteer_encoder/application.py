@@ -75,7 +75,7 @@ class EncoderApplication:
         """The embedding of each picture file, or why it has none.
 
         Raises:
-            QueueFull: too much is under way; at once, and nothing of this call was begun.
+            QueueFull: too much is in progress; raised at once, with nothing of this call begun.
             Draining: the service stops.
         """
         names = [await self._image_id(image) for image in images]

@@ -25,7 +25,7 @@ def numbers_in(path: Path) -> int:
 
 
 def load_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """All tensors by name, floating ones in ``dtype``; those that have it already lie on the file's own pages.
+    """All tensors by name, floating ones in ``dtype``; those already in it stay on the file's own pages.
 
     Raises:
         BundleError: missing, cut short, no safetensors file; a tensor holds NaN or infinite values.

@@ -30,7 +30,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         Args:
             application: what does the work.
             card: what GetEncoder answers; its limits are those that are kept here.
-            stream_window: pictures of one stream that are under way at once.
+            stream_window: pictures of one stream in progress at once.
         """
         self._application = application
         self._card = card

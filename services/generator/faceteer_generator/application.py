@@ -271,7 +271,7 @@ class GeneratorApplication:
     async def _loaded_prior(self, load: Callable[[], TextPrior]) -> TextPrior:
         async with self._loading:
             if self._prior is None:
-                # Beside the model's thread, which goes on drawing meanwhile.
+                # Off the model's thread, which keeps drawing meanwhile.
                 try:
                     self._prior = await asyncio.to_thread(load)
                 except BundleError as error:

@@ -34,7 +34,7 @@ _OLD_NAME = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(we
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, its name in it, its shape."""
+    """Where a tensor is stored: its file, its name in it, its shape."""
 
     file: Path
     name: str
@@ -165,7 +165,7 @@ def ensure_room(what: str, needed: int, device: torch.device, *, available: int 
         available: bytes; by default what the machine has to spare now.
 
     Raises:
-        BundleError: the weights and the work beside them do not fit.
+        BundleError: the weights and the working memory do not fit.
     """
     wanted = int(needed * HEADROOM)
     spare = available_bytes(device) if available is None else available

@@ -53,7 +53,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def condition(self, embeds: np.ndarray | None, *, negative: bool, width: int, height: int) -> Any:
-        """What one row of :meth:`predict` is told besides latents and timestep.
+        """What one row of :meth:`predict` receives besides latents and timestep.
 
         Args:
             embeds: float32 [d]; None for the decoder's own negative.

@@ -88,7 +88,7 @@ class Delivery:
             self._spawn(self._send_image(job, pixels))
 
     async def close(self) -> None:
-        """Drops what is under way."""
+        """Drops what is in progress."""
         tasks = list(self._under_way)
         for task in tasks:
             task.cancel()

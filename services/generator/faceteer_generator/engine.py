@@ -165,7 +165,7 @@ class Engine:
         return Computed(value, int(waited * 1e6), int(caller.compute_s * 1e6))
 
     async def close(self) -> None:
-        """Fails what is under way with Draining."""
+        """Fails what is in progress with Draining."""
         self._closed = True
         for request in self._queue.requests:
             self._queue.fail_request(request, Draining())

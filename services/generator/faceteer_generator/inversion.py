@@ -39,7 +39,7 @@ class Inversion:
 
     Args:
         decoder: is called.
-        spec: embeds, negative and guidance of the image as it is; its start and seed are not looked at.
+        spec: embeds, negative and guidance of the image as it is; its start and seed are ignored.
         coefficients: [steps, 4], the :class:`~faceteer_generator.schedulers.DdimTable` of the steps to invert.
         timesteps: [steps], falling.
         latents: [1, c, h, w], clean.

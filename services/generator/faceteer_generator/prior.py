@@ -101,7 +101,7 @@ def inspect_prior(directory: Path) -> dict[str, dict[str, StoredTensor]]:
                 "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig.from_dict(configs["text_encoder"])),
             }
     except Exception as error:
-        raise BundleError(f"{directory}: a configuration of the prior makes no model ({_line(error)})") from error
+        raise BundleError(f"{directory}: a configuration of the prior gives no model ({_line(error)})") from error
     for name, skeleton in skeletons.items():
         check_against(skeleton, stored[name], directory / name)
     dimensions = configs["text_encoder"].get("projection_dim"), skeletons["prior"].config.embedding_dim

@@ -32,7 +32,7 @@ class Prompt:
             InvalidField: a value is out of range.
         """
         if not text.strip():
-            raise InvalidField("prompt", "is empty; say what to imagine")
+            raise InvalidField("prompt", "is empty; describe a picture")
         for field, value in (("prompt", text), ("negative_prompt", negative)):
             if len(value) > MAX_CHARACTERS:
                 raise InvalidField(field, f"{len(value)} characters are more than {MAX_CHARACTERS}")

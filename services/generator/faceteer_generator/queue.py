@@ -111,7 +111,7 @@ class Queue:
         return list(self._lines)
 
     def join(self, request: Request, jobs: Sequence[tuple[int, Job]]) -> None:
-        """Adds a request with its jobs and their indices; those that are under way for others are shared.
+        """Adds a request with its jobs and their indices; those already running for others are shared.
 
         Raises:
             QueueFull: there is no room for the new ones; ``retry_after_s`` is an estimate of when there is.

@@ -284,7 +284,7 @@ def noise_id(revision: str, precision: str, spec: ImageSpec) -> str:
 
 
 def _conditions(spec: ImageSpec) -> tuple[bytes, float, bytes]:
-    """What the decoder is told, for keys: embeds, guidance, negative. Without guidance the last two do not matter."""
+    """The decoder's conditions, for keys: embeds, guidance, negative. Without guidance the last two do not matter."""
     embeds = np.ascontiguousarray(spec.embeds, dtype="<f4").tobytes()
     if not spec.guided:
         return embeds, 1.0, b""
@@ -295,7 +295,7 @@ def _conditions(spec: ImageSpec) -> tuple[bytes, float, bytes]:
 def noise_key(noise_id: str) -> str:
     """The cache key of Record {"noise": float32 [c, h, w], "made_for": int32 [width, height, steps]}.
 
-    An id comes from outside: one without an id's form gets a key too, of bounded length, under which nothing lies.
+    An id comes from outside: one without an id's form gets a key too, of bounded length, under which nothing is stored.
     """
     if not _NOISE_ID.match(noise_id):
         return cache_key(NOISE, "none", noise_id.encode())

@@ -57,7 +57,7 @@ def _drop_step_too_many(scheduler: Any) -> None:
 
 
 def takes_variance(scheduler: Any) -> bool:
-    """Whether ``step`` wants the decoder's variance channels behind the others, as KandinskyV22Pipeline asks."""
+    """Whether ``step`` needs the decoder's variance channels after the others, as KandinskyV22Pipeline asks."""
     return getattr(scheduler.config, "variance_type", None) in LEARNED_VARIANCE
 
 

@@ -46,7 +46,7 @@ class AccessPolicy:
         self._keys = tuple(key.encode() for key in keys if key)
 
     def permits(self, key: str) -> bool:
-        """Whether ``key`` is one of the operator's. Compares with every key, so that the time taken tells nothing."""
+        """Whether ``key`` is one of the operator's. Compares with every key, so that the time taken reveals nothing."""
         given = key.encode()
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         return any(matches)

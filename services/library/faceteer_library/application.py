@@ -182,7 +182,7 @@ class Library:
         return Icon(row.index, STRENGTHS, template=template)
 
     def set_label(self, reference: Reference, label: str, author: str, key: str) -> Row:
-        """Records a person's label, or takes it back when it is empty; the feature as it is then shown.
+        """Records a person's label, or removes it when the text is empty; returns the feature as it is then shown.
 
         Raises:
             InvalidField: a text of several lines, or too long.

@@ -100,7 +100,7 @@ class LibraryDraft:
         self.facts[key] = value
 
     def save(self) -> None:
-        """Puts what was done so far in place, whole, and goes on: a long job that is stopped later keeps it."""
+        """Publishes what was done so far, complete, and continues: a long job that is stopped later keeps it."""
         self._connection.commit()
         with whole_file(self._path) as part:
             part.unlink(missing_ok=True)  # VACUUM INTO makes the file itself

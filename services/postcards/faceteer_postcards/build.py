@@ -231,7 +231,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the step, and print where its result lies."""
+    """Run the step, and print where its result is."""
     torch.set_num_threads(1)  # the jobs use processes; two threads on a busy machine are slower than one
     preset = PRESETS[arguments.preset]
     if arguments.minutes is not None:

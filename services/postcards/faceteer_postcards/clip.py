@@ -69,7 +69,7 @@ PREPROCESS = {"size": [64, 64], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
 class CaptionLoss(nn.Module):
     """A scale and a bias for each number of factors that a caption names; used in training only.
 
-    A caption of one factor can't lie as close to a picture as one of all eight: hence a threshold for each length.
+    A caption of one factor cannot be as close to a picture as one of all eight: hence a threshold for each length.
     """
 
     def __init__(self) -> None:

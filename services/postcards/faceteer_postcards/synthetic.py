@@ -82,7 +82,7 @@ class SparseMixtures:
 
     @property
     def encoder_revision(self) -> str:
-        """What stands for the encoder's revision: rows of other settings are refused by it."""
+        """Takes the place of the encoder's revision: rows of other settings are refused by it."""
         return f"synthetic-{self.n_true}x{self.d}-{self.mean_active:g}-{self.seed}"
 
     @cached_property

@@ -33,7 +33,7 @@ class Breaker:
         """"closed", "open" or "half_open"."""
 
     def allow(self) -> bool:
-        """Whether to try now. In the half-open state exactly one caller is told yes."""
+        """Whether to try now. In the half-open state exactly one caller gets True."""
         if self.state == "closed":
             return True
         if self.state == "open" and self._clock() >= self._open_until:

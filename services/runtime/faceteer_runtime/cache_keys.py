@@ -57,9 +57,9 @@ def is_embedding_id(value: str) -> bool:
 
 
 def embeds_key(embedding_id: str) -> str:
-    """The cache key under which an embedding's Record {"embeds": float32 [d]} lies.
+    """The cache key of an embedding's Record {"embeds": float32 [d]}.
 
-    An id comes from outside: one without an id's form gets a key too, of bounded length, under which nothing lies.
+    An id comes from outside: one without an id's form gets a key too, of bounded length, under which nothing is stored.
     """
     if not is_embedding_id(embedding_id):
         return cache_key(EMBEDS, "none", embedding_id.encode())

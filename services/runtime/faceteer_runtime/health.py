@@ -53,7 +53,7 @@ class Health:
 
 
 class _Servicer:
-    """gRPC's own servicer, which is told the truth about other processes before it answers."""
+    """gRPC's own servicer, updated with other processes' health before it answers."""
 
     def __init__(self, elsewhere: Mapping[str, IsServing]) -> None:
         self._told: Any = health_aio.HealthServicer()

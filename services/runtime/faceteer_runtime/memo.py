@@ -39,7 +39,7 @@ class Memo(Generic[R]):
         return None if record is None else self._from_record(record)
 
     async def compute(self, key: str, work: Callable[[], Awaitable[Computed[R]]]) -> Computed[R] | Failed:
-        """The result of ``work``, or of the call for ``key`` that is under way already.
+        """The result of ``work``, or of the call for ``key`` that is already running.
 
         Raises:
             QueueFull, Draining: about the server rather than this item.

@@ -19,9 +19,9 @@ class _Flight:
 
 
 class SingleFlight:
-    """Runs one factory a key at a time; whoever asks meanwhile waits for the same result or the same error.
+    """Runs one factory a key at a time; callers that arrive meanwhile wait for the same result or error.
 
-    The work belongs to nobody in particular: a caller who is cancelled only stops waiting, and the work itself is
+    The work belongs to no single caller: one that is cancelled only stops waiting, and the work itself is
     cancelled when its last caller has gone.
     """
 
@@ -29,7 +29,7 @@ class SingleFlight:
         self._flights: dict[Hashable, _Flight] = {}
 
     async def run(self, key: Hashable, factory: Callable[[], Awaitable[T]]) -> T:
-        """``await factory()``, or the result of the call for ``key`` that is under way already."""
+        """``await factory()``, or the result of the call for ``key`` that is already running."""
         flight = self._flights.get(key)
         if flight is None:
             flight = _Flight(asyncio.ensure_future(_as_coroutine(factory)))

@@ -186,7 +186,7 @@ def apply_edits(sae: SparseAutoencoder, x: np.ndarray, edits: Edits, before: np.
     edited = x + delta
     if not (np.abs(edited) <= LARGEST_VALUE).all():
         at = int(np.argmax(np.abs(requested - before)))
-        raise InvalidField(f"edits[{at}].value", "the edits lead out of all bounds; use smaller values")
+        raise InvalidField(f"edits[{at}].value", "the edited embedding is too large; use smaller values")
     wide = delta.astype(np.float64)
     return Edited(edited, before, requested, math.sqrt(wide @ wide), cosine(x, edited))
 

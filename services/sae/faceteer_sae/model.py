@@ -53,7 +53,7 @@ class SparseAutoencoder:
     feature's activation is the same number whether it was found among all or asked for alone, whatever the batch, and
     the screening may be as coarse as its error bound is honest.
 
-    Both matrices lie as [d_sae, d_in], so that a feature's encoder and decoder vectors are contiguous rows.
+    Both matrices are stored as [d_sae, d_in], so that a feature's encoder and decoder vectors are contiguous rows.
     """
 
     def __init__(

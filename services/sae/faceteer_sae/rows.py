@@ -29,7 +29,7 @@ class Rows:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number type in which the rows lie."""
+        """The number type of the stored rows."""
         return self.values.dtype
 
     def take(self, indices: np.ndarray) -> np.ndarray:

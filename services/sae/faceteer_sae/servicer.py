@@ -170,7 +170,7 @@ def read_features(features: tensor_pb2.SparseFeatures, field: str, d_sae: int) -
             f"{field}.indices[{at}]"
         )
     if len(np.unique(indices)) != len(indices):
-        raise InvalidField(f"{field}.indices", "names a feature twice; each may stand there once")
+        raise InvalidField(f"{field}.indices", "names a feature twice; name each once")
     good = np.abs(activations) <= LARGEST_VALUE
     if not good.all():
         at = int(np.argmin(good))

@@ -293,7 +293,7 @@ def _shapes(config: SaeConfig) -> dict[str, tuple[int, ...]]:
 
 
 def encoder_rows(weights: dict[str, torch.Tensor]) -> Rows:
-    """The encoder as [d_sae, d_in]: as it lies in layout rows, turned round in memory otherwise."""
+    """The encoder as [d_sae, d_in]: as stored in layout rows, transposed in memory otherwise."""
     if "W_enc" in weights:
         return Rows(weights["W_enc"].T.contiguous())
     return _rows(weights, "W_enc_rows")

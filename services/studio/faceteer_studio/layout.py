@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def fields(self) -> Fields:
-        """Where the generator's fields stand in our request."""
+        """The generator's fields by their path in our request."""
         return {"image": self.field, "start.image": self.field, "start.strength": "keep_layout.strength",
                 "start": "keep_layout"}  # fmt: skip
 

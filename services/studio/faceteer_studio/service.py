@@ -25,7 +25,7 @@ NAME = "faceteer.v1.StudioService"
 
 
 def build_over(ports: Ports, resources: Resources, wait_s: float | None = None) -> tuple[Service, dict[str, Any]]:
-    """StudioService over the given ports, and the handlers to stand before LibraryService's own.
+    """StudioService over the given ports, and the handlers that replace LibraryService's own.
 
     The service serves when the others do, or after ``wait_s`` seconds without those that do not; None waits for all.
     """

@@ -41,7 +41,7 @@ class StudioServicer(studio_pb2_grpc.StudioServiceServicer):
 
 
 def library_handlers(front: LibraryFront, ports: Ports) -> dict[str, Any]:
-    """gRPC handlers by method name, to stand before LibraryService's own."""
+    """gRPC handlers by method name, which replace LibraryService's own."""
 
     async def search_features(request: library_pb2.SearchFeaturesRequest, context: Any) -> Any:
         return await front.search_features(request, Call.of(ports, context))

@@ -44,7 +44,7 @@ def job_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Makes the folder if need be, and holds it for this process; a process that ended, however it did, holds nothing.
+    """Makes the folder if need be, and holds it for this process; an ended process holds no lock.
 
     Raises:
         JobError: another run holds it, or it cannot be made.

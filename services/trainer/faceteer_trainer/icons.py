@@ -150,7 +150,7 @@ def draw_library_icons(
 ) -> tuple[int, int]:
     """Gives features of the bundle's library their icons, and every label its causal score.
 
-    Goes on after a kill: what was drawn is saved every minute, and an icon whose content address is the same is kept.
+    Resumes after a kill: what was drawn is saved every minute, and an icon whose content address is the same is kept.
 
     Args:
         bundle_directory: whose library it is.

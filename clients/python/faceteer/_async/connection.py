@@ -22,7 +22,7 @@ R = TypeVar("R", bound=Message)
 
 
 class AsyncConnection:
-    """One client's way to its server."""
+    """One client's connection to its server."""
 
     def __init__(self, endpoint: Endpoint, retries: Retries, timeouts: Timeouts) -> None:
         self.address = endpoint.address
@@ -102,5 +102,5 @@ class AsyncConnection:
 
 
 async def read_picture(picture: Picture) -> bytes:
-    """The picture as a whole file; only what takes time is worth a thread."""
+    """The picture as a whole file; slow reads run on a thread."""
     return picture_bytes(picture) if isinstance(picture, bytes) else await work(partial(picture_bytes, picture))

@@ -85,7 +85,7 @@ Decodable: TypeAlias = "FeatureEncoding | Mapping[int, float]"
 def encode_items(inputs: Any) -> list[tensor_pb2.EmbedsInput]:
     """What a user gives as messages: one photo or embedding [d], several, or [n, d].
 
-    The values travel rather than ids: they never expire, and the server's cache knows them all the same.
+    The values travel rather than ids: they never expire, and the server's cache recognises them too.
 
     Raises:
         InvalidArgumentError: it is none of these; ``index`` says which item.

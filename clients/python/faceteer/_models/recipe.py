@@ -226,7 +226,7 @@ def _typed(value: Any, kind: type, place: str, name: str) -> Any:
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Says where in the file a value stands that was refused."""
+    """Adds to a refusal where in the file the value is."""
     try:
         yield
     except InvalidRecipeError:

@@ -126,7 +126,7 @@ class EditReport(Shown):
 
     @property
     def shown(self) -> tuple[EditOutcome, ...]:
-        """The outcomes worth a row: all but the rivals that were off already and stayed so."""
+        """The outcomes to show: all except rivals that were off before and after."""
         return tuple(o for o in self.outcomes if o.rival_of is None or o.before or o.achieved)
 
     def __str__(self) -> str:

@@ -107,7 +107,7 @@ class ServerStatus:
     def from_proto(
         cls, message: studio_pb2.GetStudioResponse, *, address: str, health: dict[str, str], round_trip: float
     ) -> ServerStatus:
-        """From the wire, with what was learnt beside it."""
+        """From the wire, with the facts that came with it."""
         generator = message.generator
         return cls(
             address=address,

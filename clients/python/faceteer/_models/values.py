@@ -190,7 +190,7 @@ class Settings:
         )
 
     def to_proto(self) -> generator_pb2.GenerationSettings:
-        """To the wire; the layout travels beside it."""
+        """To the wire; the layout is sent separately."""
         message = generator_pb2.GenerationSettings(
             seeds=self.seeds, steps=self.steps or 0, guidance_scale=self.guidance_scale
         )
@@ -201,7 +201,7 @@ class Settings:
         return message
 
     def overlaid(self, other: Settings) -> Settings:
-        """These settings, replaced by whatever ``other`` gives. A strength belongs to its ``keep_layout``."""
+        """These settings, replaced by whatever ``other`` gives. ``keep_layout`` brings its strength along."""
         given: dict[str, Any] = {name: value for name, value in vars(other).items() if value not in (None, ())}
         if other.keep_layout is not None:
             given["strength"] = other.strength

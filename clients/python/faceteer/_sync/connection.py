@@ -23,7 +23,7 @@ R = TypeVar("R", bound=Message)
 
 
 class Connection:
-    """One client's way to its server."""
+    """One client's connection to its server."""
 
     def __init__(self, endpoint: Endpoint, retries: Retries, timeouts: Timeouts) -> None:
         self.address = endpoint.address
@@ -103,5 +103,5 @@ class Connection:
 
 
 def read_picture(picture: Picture) -> bytes:
-    """The picture as a whole file; only what takes time is worth a thread."""
+    """The picture as a whole file; slow reads run on a thread."""
     return picture_bytes(picture) if isinstance(picture, bytes) else work(partial(picture_bytes, picture))

@@ -27,7 +27,7 @@ _PUBLISHED_SAE = Path("sources") / "sparse_autoencoder_128.pth"
 
 
 def complete(out: Path, recipe: Recipe, published: dict[str, Published]) -> Path:
-    """Everything that is not pulled as it is served; steps that are done already are not done again.
+    """Makes everything that is served in another form than it was pulled; finished steps are skipped.
 
     Raises:
         BundleError: what was pulled does not make a bundle, in the words of the part that says so.

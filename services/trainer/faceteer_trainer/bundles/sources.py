@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
     def fetch(self, wanted: Wanted, published: Published, target: Path, advance: Advance) -> None:
-        """Puts the file at ``target``, going on where an earlier try stopped; ``advance`` is told of bytes."""
+        """Puts the file at ``target``, resuming where an earlier attempt stopped; ``advance`` gets the bytes."""
         ...
 
 
@@ -98,7 +98,7 @@ class Directory:
         self._root = root
 
     def look(self, wanted: Wanted) -> Published:
-        """The size; the digest is taken on the way."""
+        """The size; the digest is recorded too."""
         return Published(self._find(wanted).stat().st_size, None, wanted.revision)
 
     def fetch(self, wanted: Wanted, published: Published, target: Path, advance: Advance) -> None:

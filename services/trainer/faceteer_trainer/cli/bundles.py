@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("directory", type=Path)
     show.add_argument("--json", action="store_true")
     exchange = actions.add_parser("with-sae", help="a bundle with an SAE of your own; its library starts empty")
-    exchange.add_argument("directory", type=Path, help="the bundle whose other parts are taken")
+    exchange.add_argument("directory", type=Path, help="the bundle that supplies the other parts")
     exchange.add_argument("--sae", type=Path, required=True, help="what train-sae or import-sae wrote")
     exchange.add_argument("--out", type=Path, required=True, help="the new bundle's directory")
-    every = actions.add_parser("list", help="bundles that can be pulled, and those that are here")
+    every = actions.add_parser("list", help="bundles that can be pulled, and local ones")
     every.add_argument("directories", type=Path, nargs="*", default=[_HOME])
 
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = "a folder of pictures, of tar shards or of Parquet files; one such file; or a quoted pattern of several"
     add("--images", required=True, metavar="PATH", help=images)
     add("--bundle", type=Path, required=True, help="whose encoder makes the embeddings")
-    add("--out", type=Path, required=True, help="folder for the corpus; a run that was killed goes on")
+    add("--out", type=Path, required=True, help="folder for the corpus; a killed run resumes")
     add("--name", help="of the corpus, for people; the source's name by default")
     add("--dtype", choices=("float16", "float32"), default="float16", help="of the embeddings on disk")
     add("--shard-size", type=positive, default=8192, metavar="N", help="pictures a shard (8192)")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Embed, or go on embedding."""
+    """Embed, or resume."""
     a = arguments
     if a.thumbnails < 0:
         raise JobError(f"--thumbnails is {a.thumbnails}; give a size in pixels, or 0 for none")

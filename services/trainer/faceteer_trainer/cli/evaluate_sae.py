@@ -30,13 +30,13 @@ _NAMES_COMPARED = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's options."""
     add = parser.add_argument
-    add("--corpus", type=Path, required=True, help="folder that embed made; best one that no SAE was trained on")
+    add("--corpus", type=Path, required=True, help="folder that embed made; preferably one that no SAE was trained on")
     add("--sae", type=Path, action="append", default=[], metavar="DIR", help="cfg.json + weights; may be repeated")
     add("--bundle", type=Path, action="append", default=[], metavar="DIR", help="a bundle, whose SAE; may be repeated")
     add("--out", type=Path, required=True, help="for results.json, comparison.md and comparison.png")
     add("--judge-corpus", type=Path, metavar="DIR", help="the same pictures embedded by another encoder, which says "
         "how alike two pictures are; without it the SAE's own encoder does")  # fmt: skip
-    add("--rows", type=positive, default=50_000, help="from all over the corpus, the same for every SAE (50000)")
+    add("--rows", type=positive, default=50_000, help="spread over the corpus, the same for every SAE (50000)")
     add("--ms-rows", type=_not_negative, default=10_000, help="of these, for monosemanticity (10000); 0: none")
     add("--ms-least", type=_at_least_two, default=10, help="firings in them that a feature needs for a score (10)")
     add("--seed", type=int, default=0, help="of the choice of rows")

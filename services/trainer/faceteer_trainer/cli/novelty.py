@@ -1,4 +1,4 @@
-"""`python -m faceteer_trainer learn-novelty`: what tells pictures unlike a corpus, for a bundle that has all else."""
+"""`python -m faceteer_trainer learn-novelty`: what tells pictures unlike a corpus, for an otherwise complete bundle."""
 
 from __future__ import annotations
 

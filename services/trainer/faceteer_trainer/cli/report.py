@@ -11,7 +11,7 @@ from faceteer_trainer.labels.report import write_report
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's options."""
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a .md file; a page with pictures is put beside it")
+    parser.add_argument("--out", type=Path, required=True, help="a .md file; a page with pictures is written beside it")
 
 
 def run(arguments: argparse.Namespace) -> None:

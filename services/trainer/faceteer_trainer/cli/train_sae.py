@@ -29,28 +29,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's options."""
     add = parser.add_argument
     add("--corpus", type=Path, required=True, help="folder that embed made")
-    add("--out", type=Path, required=True, help="folder for the SAE; a run that was killed goes on")
+    add("--out", type=Path, required=True, help="folder for the SAE; a killed run resumes")
     add("--architecture", choices=ARCHITECTURES, default="batchtopk", help="default: batchtopk")
     add("--d-sae", type=positive, metavar="N", help="latents; 8 times the embedding's length by default")
     add("--k", type=positive, default=_LOSS.k, help="firings a picture; jumprelu aims at it, standard ignores it (32)")
     add("--l1", type=float, default=_LOSS.l1, help="standard: weight of the sum over batch and latents (4e-5)")
-    add("--l0-weight", type=float, default=_LOSS.l0_weight, help="jumprelu: weight of the squared relative miss of k")
+    add("--l0-weight", type=float, default=_LOSS.l0_weight, help="jumprelu: weight of (L0 / k - 1) squared")
     add("--bandwidth", type=float, default=_LOSS.bandwidth, help="jumprelu: width of the kernel")
     add("--prefixes", type=_shares, default=_PREFIXES, metavar="SHARES", help="matryoshka: 0.0625,0.25,1")
     add(
         "--start",
         choices=STARTS,
         default=_SETTINGS.start,
-        help="first directions: random (default); neighbours: "
+        help="initial directions: random (default); neighbours: "
         "differences of near neighbours; skewed: where embeddings are most skewed",
     )
     add("--start-k", type=float, default=_SETTINGS.start_k, help="k at the start, from which it falls to --k; 0: none")
-    add("--anneal", type=float, default=_SETTINGS.anneal, help=f"share of the budget over which ({_SETTINGS.anneal})")
+    add("--anneal", type=float, default=_SETTINGS.anneal, help=f"budget's share in which k falls ({_SETTINGS.anneal})")
     add(
         "--reset-every",
         type=int,
         default=_SETTINGS.reset_every,
-        help="steps between resets of dead latents onto what is not explained; 0: never",
+        help="steps between resets of dead latents to unexplained embeddings; 0: never",
     )
     add("--hold-b-dec", action="store_true", help="keep b_dec at the corpus' mean")  # fmt: skip
     add("--steps", type=positive, help="how many (10000); reproducible to the bit")
@@ -59,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=_SETTINGS.rate, help=f"peak learning rate ({_SETTINGS.rate})")
     add("--warmup", type=int, default=_SETTINGS.warmup, help=f"steps ({_SETTINGS.warmup})")
     add("--decay", type=float, default=_SETTINGS.decay, help=f"share of the budget, at its end ({_SETTINGS.decay})")
-    add("--aux-k", type=int, default=_LOSS.aux_k, help=f"dead latents that explain the rest, a row ({_LOSS.aux_k})")
+    add("--aux-k", type=int, default=_LOSS.aux_k, help=f"dead latents trained on the residual ({_LOSS.aux_k})")
     add("--dead-after", type=positive, default=_SETTINGS.dead_after, help="rows without a firing (50000)")
     add("--clip-norm", type=float, default=_SETTINGS.clip_norm, help="of the gradient (1); 0: none")
     add("--bf16", action="store_true", help="matrix products in bfloat16")
-    add("--kernels", choices=("auto", "sparse", "dense"), default="auto", help="auto: by what was measured")
+    add("--kernels", choices=("auto", "sparse", "dense"), default="auto", help="auto: by measured speed")
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the saved weights")

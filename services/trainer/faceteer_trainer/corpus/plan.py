@@ -36,7 +36,7 @@ class Task:
 
     Attributes:
         number: of the shard.
-        pieces: where its pictures lie.
+        pieces: where its pictures are.
     """
 
     number: int

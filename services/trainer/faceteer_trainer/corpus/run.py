@@ -44,7 +44,7 @@ class EmbedSettings:
 
 
 def embed_corpus(images: str, out: Path, settings: EmbedSettings) -> CorpusCard:
-    """Embeds what `images` names into `out`, or goes on where an earlier run stopped.
+    """Embeds what `images` names into `out`, or resumes where an earlier run stopped.
 
     Raises:
         JobError: see the message; what is done is kept.

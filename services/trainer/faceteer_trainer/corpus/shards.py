@@ -157,7 +157,7 @@ class EmbeddingCorpus:
     """Embeddings [n, d] over many shards, mapped and never loaded whole. Safe to use from many processes.
 
     Attributes:
-        directory: where it lies.
+        directory: where it is.
         card: what corpus.json says.
     """
 
@@ -190,7 +190,7 @@ class EmbeddingCorpus:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise JobError(f"{path}: not readable ({error}); run embed again") from None
         if not card.complete:
-            raise JobError(f"{directory}: the embed job has not finished; run it again to go on where it stopped")
+            raise JobError(f"{directory}: the embed job has not finished; run it again to resume")
         if encoder_revision is not None and card.encoder_revision != encoder_revision:
             raise JobError(
                 f"{directory}: embeddings of encoder {card.encoder_revision}, but {encoder_revision} is needed; "

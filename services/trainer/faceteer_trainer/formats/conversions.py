@@ -19,7 +19,7 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def with_input_shift(sae: SaeWeights, apply_b_dec_to_input: bool) -> SaeWeights:
-    """The same function with b_dec taken off the input or not: W (x - b_dec) + b_enc = W x + (b_enc - W b_dec)."""
+    """The same function, b_dec subtracted from the input or not: W (x - b_dec) + b_enc = W x + (b_enc - W b_dec)."""
     if apply_b_dec_to_input == sae.apply_b_dec_to_input:
         return sae
     b_dec = sae.b_dec.double()

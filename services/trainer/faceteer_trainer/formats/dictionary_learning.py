@@ -41,7 +41,7 @@ def read(path: Path) -> SaeWeights:
     weights = directory / "ae.pt"
     state = read_pickle(weights)
     if "ae" in state and "optimizer" in state:
-        raise JobError(f"{weights}: a backup of a run under way (step {state.get('step')}); wait for its end")
+        raise JobError(f"{weights}: a backup of an unfinished run (step {state.get('step')}); wait until it ends")
     given = take(state, weights, *_TENSORS[kind])
     if kind in ("AutoEncoder", "AutoEncoderNew"):
         W, b, D, shift = given

@@ -46,7 +46,7 @@ def read(path: Path, *, any_checksum: bool = False) -> SaeWeights:
 def write(sae: SaeWeights, path: Path) -> Path:
     """A file in this format, in fp16."""
     if sae.architecture != "standard":
-        raise JobError(f"the published format has no {sae.architecture}; it knows ReLU only")
+        raise JobError(f"the published format has no {sae.architecture}; it supports ReLU only")
     sae = with_input_shift(sae, False)
     state = {
         "enc_bias": sae.b_enc.half(),

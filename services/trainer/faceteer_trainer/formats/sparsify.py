@@ -35,9 +35,9 @@ def read(path: Path) -> SaeWeights:
 
 
 def write(sae: SaeWeights, directory: Path) -> Path:
-    """A folder that sparsify reads; it knows topk only."""
+    """A folder that sparsify reads; it supports topk only."""
     if sae.architecture != "topk":
-        raise JobError(f"sparsify has no {sae.architecture}; it knows topk only")
+        raise JobError(f"sparsify has no {sae.architecture}; it supports topk only")
     sae = with_input_shift(sae, True)
     norms = sae.W_dec.float().norm(dim=1)
     cfg = {

@@ -173,7 +173,7 @@ def _name(
     settings: LabelSettings,
     report: Report,
 ) -> None:
-    """Names for the features that want one; those for which no good one is found have none."""
+    """Names for the features that need one; those for which no good one is found have none."""
     wanted = [f for f in editor.features() if f.firing_share > 0 and (settings.overwrite or not f.label)]
     indices = np.array([feature.index for feature in wanted], np.int64)
     if settings.vision_model is None:

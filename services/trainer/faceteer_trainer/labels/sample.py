@@ -46,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Sample:
-    """Two sides of one sample, and the mean that was taken off."""
+    """Two sides of one sample, and the mean that was subtracted."""
 
     making: Side
     judging: Side

@@ -171,7 +171,7 @@ def causal_score(moved: Floats, weights: Floats, label: int) -> float | None:
 
 
 def embed_pictures(encoder: ClipEncoder, preprocessor: Preprocessor, pictures: Sequence[Image.Image]) -> Floats:
-    """Embeddings of pictures, float32 [n, d], by the service's own way."""
+    """Embeddings of pictures, float32 [n, d], computed as the service does."""
     pixels = []
     for picture in pictures:
         buffer = io.BytesIO()

@@ -36,8 +36,8 @@ class TextSpace:
 
         Args:
             encoder: with a text tower.
-            terms: whose mean says "this is a text" and nothing else; it is taken off every text.
-            mean: taken off instead, float32 [d]; then terms may be empty.
+            terms: whose mean says "this is a text" and nothing else; it is subtracted from every text.
+            mean: subtracted instead, float32 [d]; then terms may be empty.
 
         Raises:
             JobError: the bundle's encoder has no text tower.

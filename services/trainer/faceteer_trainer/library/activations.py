@@ -1,7 +1,7 @@
 """Activations of a whole corpus on disk, in files of some thousand pictures: written once, read as often as needed.
 
 They take 8 bytes for each feature that fires on a picture (0.4 GB for 1.4 million pictures at L0 32), on disk and not
-in memory, and are what a stopped build goes on from.
+in memory, and are what a stopped build resumes from.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ActivationStore:
                 yield Block(first, Active(*(np.load(file) for _ in range(3))))
 
     def rows(self, wanted: npt.NDArray[np.int64]) -> Active:
-        """What fires on these pictures (rising numbers), whichever blocks they lie in."""
+        """What fires on these pictures (ascending numbers), whichever blocks they are in."""
         indices, values, counts = [], [], np.zeros(len(wanted), np.int64)
         for first, active in self.blocks():
             here = np.flatnonzero((wanted >= first) & (wanted < first + len(active.indptr) - 1))

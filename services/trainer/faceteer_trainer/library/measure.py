@@ -79,7 +79,7 @@ class CorpusStatistics:
 def encode_corpus(
     corpus: EmbeddingCorpus, sae: SparseAutoencoder, store: ActivationStore, report: Report, device: str = "cpu"
 ) -> None:
-    """Writes the activations of every embedding; what is there already is not computed again.
+    """Writes the activations of every embedding; existing ones are not recomputed.
 
     Raises:
         JobError: an embedding is not finite, or far too many features fire.

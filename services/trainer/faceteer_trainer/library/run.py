@@ -35,7 +35,7 @@ _WORK = ".build-library"
 
 @dataclass(frozen=True)
 class Built:
-    """A library that was built: where it lies, features and those that fire, pictures, mean L0, and the minutes."""
+    """A library that was built: where it is, features and those that fire, pictures, mean L0, and the minutes."""
 
     library: Path
     features: int

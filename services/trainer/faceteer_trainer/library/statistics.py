@@ -53,9 +53,9 @@ def write_statistics(
 
 
 def learn_novelty(bundle_directory: Path, corpus_directory: Path, device: str = "cpu") -> Novelty:
-    """Gives a bundle that has all else what tells pictures unlike the corpus; its other statistics stay.
+    """Gives an otherwise complete bundle the score for pictures unlike the corpus; its other statistics stay.
 
-    The SAE's revision changes with its files, so the library is told the new one.
+    The SAE's revision changes with its files, so the new one is recorded in the library.
 
     Raises:
         BundleError: no such bundle, no SAE in it, or no statistics.

@@ -152,7 +152,7 @@ def write_library(
 def _write_examples(
     writer: LibraryWriter, corpus: EmbeddingCorpus, chosen: Iterator[tuple[int, list[Chosen]]], report: Report
 ) -> None:
-    """By shards, so that each one's pictures are read once and never more than one shard's lie in memory.
+    """By shards, so that each one's pictures are read once and at most one shard's are in memory.
 
     What waits for its shard takes 21 bytes an example: full size has millions of them.
     """
