@@ -44,6 +44,33 @@ def test_a_full_queue_is_tried_again_when_the_server_says_when_and_not_before(ei
     assert server.names().count("OpenImage") == 2
 
 
+BUSY = Fault("RESOURCE_EXHAUSTED", "QUEUE_FULL", retry_after=0.01)
+
+
+def test_a_busy_server_that_says_when_to_come_back_is_asked_until_the_deadline(either: Any, server: FakeServer) -> None:
+    server.fail("EditImage", *[BUSY] * 7)
+    photo = either.open(png(9))
+    assert photo.edit().render(seed=1).info["seed"] == 1
+    assert server.names().count("EditImage") == 8
+    server.fail("OpenImage", *[BUSY] * 500)
+    started = time.monotonic()
+    with pytest.raises(faceteer.QueueFullError):
+        either.open(png(2), timeout=1.0)
+    assert 0.2 < time.monotonic() - started < 1.5
+
+
+def test_being_sent_away_by_a_busy_server_uses_up_no_retries(either: Any, server: FakeServer) -> None:
+    server.fail("OpenImage", *[BUSY] * 6, *[UNAVAILABLE] * 4)
+    either.open(png(1))
+    assert server.names().count("OpenImage") == 11
+
+
+def test_no_retries_means_one_try_at_a_busy_server_too(server: FakeServer) -> None:
+    server.fail("OpenImage", BUSY)
+    with faceteer.connect(server.address, retries=0) as client, pytest.raises(faceteer.QueueFullError):
+        client.open(png(1))
+
+
 def test_a_full_queue_without_a_time_is_final(either: Any, server: FakeServer) -> None:
     server.fail("OpenImage", Fault("RESOURCE_EXHAUSTED", "QUEUE_FULL"))
     with pytest.raises(faceteer.QueueFullError) as raised:

@@ -48,11 +48,14 @@ class Timeouts:
 class Retries:
     """When to try again: after UNAVAILABLE, and after RESOURCE_EXHAUSTED when the server says when to come back.
 
+    A server that is busy and says when to come back is well: it is asked again until the operation's deadline, however
+    often. ``attempts`` bounds the tries after UNAVAILABLE.
+
     The wait before retry n is ``first * factor ** n``, at most ``longest`` seconds, times a random share of it between
     one half and one (so that clients do not come back in step), and never less than the server asked for.
 
     Attributes:
-        attempts: tries in all; 1 never retries.
+        attempts: tries in all, those that a busy server sent away not counted; 1 never retries.
         first: seconds.
         factor: growth of the wait.
         longest: seconds.
@@ -77,10 +80,13 @@ class Retries:
 
     def wait(self, retry: int, error: FaceteerError) -> float | None:
         """Seconds to wait before retry ``retry`` (0 is the first) after ``error``, or None when it is final."""
-        if retry + 1 >= self.attempts or not isinstance(error, UnavailableError | ResourceExhaustedError):
+        if not isinstance(error, UnavailableError | ResourceExhaustedError):
             return None
         asked = error.retry_after
-        if isinstance(error, ResourceExhaustedError) and asked is None:
+        busy = is_busy(error)
+        if isinstance(error, ResourceExhaustedError) and not busy:
+            return None
+        if self.attempts == 1 or (retry + 1 >= self.attempts and not busy):
             return None
         backoff = min(self.longest, self.first * self.factor**retry) * (0.5 + 0.5 * self._random())
         if asked is None:
@@ -95,7 +101,7 @@ class Attempts:
     def __init__(self, retries: Retries, timeout: float | None) -> None:
         self._retries = retries
         self._ends = None if timeout is None else time.monotonic() + timeout
-        self._retry = 0
+        self._retry = self._sent_away = 0
         self._unreachable: ServerUnreachableError | None = None
 
     @property
@@ -105,7 +111,7 @@ class Attempts:
 
     def progress(self) -> None:
         """Something arrived: the next failure is a first one again."""
-        self._retry = 0
+        self._retry = self._sent_away = 0
         self._unreachable = None
 
     def pause(self, error: FaceteerError) -> float:
@@ -115,12 +121,21 @@ class Attempts:
         elif isinstance(error, DeadlineExceededError) and self._unreachable is not None:
             # The deadline passed while connecting once more: that nothing answers says more.
             raise self._unreachable from error
-        wait = self._retries.wait(self._retry, error)
+        busy = is_busy(error)
+        wait = self._retries.wait(self._sent_away if busy else self._retry, error)
         remaining = self.remaining
         if wait is None or (remaining is not None and wait >= remaining):
             raise error
-        self._retry += 1
+        if busy:
+            self._sent_away += 1
+        else:
+            self._retry += 1
         return wait
+
+
+def is_busy(error: FaceteerError) -> bool:
+    """Whether the server is well, has no room, and says when to come back."""
+    return isinstance(error, ResourceExhaustedError) and error.retry_after is not None
 
 
 def check_timeout(timeout: float | None) -> None:
