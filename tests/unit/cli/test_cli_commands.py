@@ -110,6 +110,29 @@ def test_a_recipe_is_saved_shown_and_applied_to_another_picture(faceteer: Run, t
     assert applied.json["recipe_hash"] == recipe.hash
 
 
+def test_a_recipe_is_read_out_of_the_picture_that_was_drawn_with_it(faceteer: Run, tmp_path: Path) -> None:
+    for name in ("a.png", "a.webp", "a.jpg"):
+        assert faceteer("edit", "boat.png", "--set", "night=1", "--seed", "7", "-o", name).status == 0
+        assert "set night to 1" in faceteer("recipe", "show", name).words
+    assert faceteer("recipe", "apply", "a.png", "other.png", "-o", "b.png").status == 0
+    ran = faceteer("recipe", "show", "boat.png")
+    assert ran.status == 2
+    assert "boat.png: this picture holds no recipe" in ran.err
+
+
+def test_a_changed_recipe_is_refused_until_the_change_is_accepted(faceteer: Run, tmp_path: Path) -> None:
+    assert faceteer("edit", "boat.png", "--set", "night=1", "--save-recipe", "n.json").status == 0
+    saved = (tmp_path / "n.json").read_text()
+    (tmp_path / "n.json").write_text(saved.replace('"value": 1', '"value": 0.5'))
+    for words in (["show", "n.json"], ["apply", "n.json", "other.png"]):
+        ran = faceteer("recipe", *words)
+        assert ran.status == 2
+        assert ran.err.startswith("faceteer: n.json: the recipe was changed after it was saved")
+        accepted = faceteer("recipe", *words, "--accept-changed")
+        assert accepted.status == 0
+        assert "changed after it was saved: it was recipe" in " ".join((accepted.out + accepted.err).split())
+
+
 def test_a_recipe_can_be_saved_without_drawing(faceteer: Run, tmp_path: Path) -> None:
     assert faceteer("edit", "boat.png", "--set", "night=1", "--seed", "9", "--save-recipe", "n.json").status == 0
     assert Recipe.load(tmp_path / "n.json").settings.seeds == (9,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import faceteer
 import numpy as np
 import pytest
 from faceteer import FeatureEdit, Recipe, Revisions, Settings
+from faceteer._models.picture_recipe import recipe_in, save_options
 from faceteer._models.recipe import _number
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from unit.sdk.fake_server import FakeServer, png
 
 BOAT = png(10, 20, 30, 40, 50, 250)
@@ -255,6 +258,64 @@ def test_a_written_recipe_is_indented_by_two_spaces_a_level() -> None:
     recipe = Recipe((FeatureEdit(3, "ablate"),), Revisions(sae="s"), Settings((1, 2), size=(8, 4)))
     assert recipe.to_json() == (
         '{\n  "edits": [\n    {\n      "feature": 3,\n      "operation": "ablate"\n    }\n  ],\n'
-        '  "format": "faceteer-recipe/1",\n  "revisions": {\n    "sae": "s"\n  },\n'
+        f'  "format": "faceteer-recipe/1",\n  "hash": "{recipe.hash}",\n  "revisions": {{\n    "sae": "s"\n  }},\n'
         '  "settings": {\n    "height": 4,\n    "seeds": [1, 2],\n    "width": 8\n  }\n}\n'
     )
+
+
+# -- what was changed, and what lies in a picture ----------------------------------------------------------
+
+
+def test_a_file_carries_its_hash_and_an_edited_value_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = RECIPE.save(tmp_path / "r.json")
+    data = json.loads(path.read_text())
+    assert data["hash"] == RECIPE.hash
+    assert Recipe.load(path).changed_from == ""
+    data["edits"][0]["value"] = 2
+    path.write_text(json.dumps(data))
+    with pytest.raises(faceteer.InvalidRecipeError, match=r"r\.json: the recipe was changed after.*--accept-changed"):
+        Recipe.load(path)
+    accepted = Recipe.load(path, accept_changed=True)
+    assert (accepted.edits[0].value, accepted.changed_from) == (2.0, RECIPE.hash)
+    assert "changed since it was saved" in str(accepted)
+    # Saved again it is a recipe like any other.
+    assert Recipe.load(accepted.save(path)).changed_from == ""
+
+
+def test_labels_and_a_missing_hash_are_no_change() -> None:
+    data = json.loads(RECIPE.to_json())
+    data["edits"][0]["label"] = "nuit"
+    assert Recipe.from_json(json.dumps(data)) == RECIPE
+    del data["hash"]
+    assert Recipe.from_json(json.dumps(data)) == RECIPE
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg", "a.JPEG"])
+def test_a_rendered_picture_carries_its_recipe_wherever_it_is_saved(either: Any, tmp_path: Path, name: str) -> None:
+    edit = either.open(BOAT).edit().set("night", 1.0)
+    picture = edit.render(seed=7, steps=1)
+    picture.save(tmp_path / name)
+    assert Recipe.load(tmp_path / name) == edit.recipe()
+    # What is made of it is another picture.
+    picture.crop((0, 0, 4, 4)).save(tmp_path / name)
+    with pytest.raises(faceteer.InvalidRecipeError, match="holds no recipe"):
+        Recipe.load(tmp_path / name)
+
+
+@given(recipes)
+def test_every_recipe_survives_in_every_kind_of_picture(recipe: Recipe) -> None:
+    for format in ("PNG", "WEBP", "JPEG"):
+        file = io.BytesIO()
+        Image.new("RGB", (2, 2)).save(file, format, **save_options(recipe.to_json(), format))
+        found = recipe_in(file.getvalue())
+        assert found is not None
+        assert Recipe.from_json(found) == recipe
+        assert [edit.label for edit in Recipe.from_json(found).edits] == [edit.label for edit in recipe.edits]
+
+
+def test_what_is_no_picture_or_holds_another_packet_has_no_recipe() -> None:
+    assert recipe_in(b"\x89PNG\r\n\x1a\n and no more") is None
+    for packet in (b"<a", b"<a/>", b"\xff\xfe", b'<!DOCTYPE a [<!ENTITY e "x">]><a>&e;</a>'):
+        file = io.BytesIO()
+        Image.new("RGB", (2, 2)).save(file, "WEBP", xmp=packet)
+        assert recipe_in(file.getvalue()) is None

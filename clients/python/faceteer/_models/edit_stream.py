@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from faceteer._errors import InternalError, invalid
 from faceteer._models.events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
+from faceteer._models.picture_recipe import RenderedPicture
 from faceteer._models.pictures import decode_picture, small
 from faceteer._models.plan import EditPlan
 from faceteer._models.report import EditReport
@@ -112,13 +113,14 @@ class EditStream:
 
     def _draw(self, drawn: generator_pb2.Image, report: EditReport) -> Drawn:
         index, settings = self._position(drawn.index), self._started or self._settings
-        image = decode_picture(
+        decoded = decode_picture(
             drawn.data,
             seed=drawn.seed,
             revisions=dict(vars(report.revisions)),
             recipe=self._plan.recipe(report, replace(settings, seeds=(drawn.seed,))).to_json(),
             embedding_id=report.embedding_id,
         )
+        image = RenderedPicture.of(decoded)
         if len(self._plan.outcome.pictures) < _PICTURES_KEPT:
             self._plan.outcome.pictures += ((drawn.seed, small(image)),)
         self._drawn.add(index)

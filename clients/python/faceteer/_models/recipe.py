@@ -16,6 +16,7 @@ from typing import Any
 from faceteer._errors import InvalidArgumentError, InvalidRecipeError, RevisionMismatchError
 from faceteer._files import write_atomically
 from faceteer._models.edits import FeatureEdit, chained
+from faceteer._models.picture_recipe import FORMATS, is_picture, recipe_in
 from faceteer._models.values import Revisions, Settings, check_strength
 
 FORMAT = "faceteer-recipe/1"
@@ -39,12 +40,15 @@ class Recipe:
         photo: SHA-256 of the picture whose layout ``settings.keep_layout`` kept, hexadecimal; empty without one.
             Informative, as the edited photo is no part of a recipe: replayed on another photo, that one's layout is
             kept.
+        changed_from: the hash that its file carries, where somebody changed the file since and the change was accepted;
+            empty otherwise. Informative too.
     """
 
     edits: tuple[FeatureEdit, ...]
     revisions: Revisions
     settings: Settings = field(default_factory=Settings)
     photo: str = ""
+    changed_from: str = ""
 
     def __post_init__(self) -> None:
         edits = chained((), self.edits)
@@ -80,23 +84,30 @@ class Recipe:
 
     def __str__(self) -> str:
         edits = "; ".join(map(str, self.edits)) or "no edits"
-        return f"recipe {self.hash[:12]}: {edits}"
+        changed = f" (changed since it was saved as {self.changed_from[:12]})" if self.changed_from else ""
+        return f"recipe {self.hash[:12]}{changed}: {edits}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe with its labels as plain values; what :meth:`to_json` writes."""
-        return self._as_dict(labels=True)
+        """The recipe with its labels and its hash as plain values; what :meth:`to_json` writes."""
+        return {**self._as_dict(labels=True), "hash": self.hash}
 
     def to_json(self) -> str:
-        """Readable JSON with labels; :meth:`from_json` reads it back."""
+        """Readable JSON with labels and the hash; :meth:`from_json` reads it back."""
         # Numbers are written canonically here too, so that the file and the hash never disagree about a value.
-        return _canonical(self._as_dict(labels=True), indent=2) + "\n"
+        return _canonical(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Recipe:
+    def from_json(cls, text: str | bytes, *, accept_changed: bool = False) -> Recipe:
         """Reads :meth:`to_json`'s or the canonical form.
 
+        Args:
+            text: the JSON.
+            accept_changed: take a recipe whose values are not those that its hash was made of, and note the hash in
+                ``changed_from``.
+
         Raises:
-            InvalidRecipeError: not a recipe; ``field`` and the message say where and why.
+            InvalidRecipeError: not a recipe, or one that was changed since it was saved; ``field`` and the message say
+                where and why. A recipe without a hash (the canonical form, or one written by hand) is taken as it is.
         """
         try:
             data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
@@ -104,22 +115,42 @@ class Recipe:
             raise InvalidRecipeError(f"not a recipe: not UTF-8 ({error.reason})") from error
         except json.JSONDecodeError as error:
             raise InvalidRecipeError(f"not a recipe: line {error.lineno}, column {error.colno}: {error.msg}") from error
-        return _read(data)
+        recipe, carried = _read(data)
+        if carried in ("", recipe.hash):
+            return recipe
+        if accept_changed:
+            return replace(recipe, changed_from=carried)
+        raise InvalidRecipeError(
+            "the recipe was changed after it was saved: its values do not give its hash. Undo the change, or accept "
+            "it: accept_changed=True, --accept-changed on the command line",
+            field="hash",
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the recipe as readable JSON, all or nothing, and returns the path."""
         return write_atomically(path, self.to_json().encode())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """Reads a saved recipe.
+    def load(cls, path: str | os.PathLike[str], *, accept_changed: bool = False) -> Recipe:
+        """Reads a saved recipe, or the one in a picture (PNG, WebP or JPEG) that was drawn with it.
+
+        Args:
+            path: of either.
+            accept_changed: as for :meth:`from_json`.
 
         Raises:
             OSError: the file cannot be read.
-            InvalidRecipeError: it holds no recipe.
+            InvalidRecipeError: it holds no recipe, or one that was changed since it was saved.
         """
+        data = Path(path).read_bytes()
+        text = recipe_in(data) if is_picture(data) else data
+        if text is None:
+            raise InvalidRecipeError(
+                f"{os.fspath(path)}: this picture holds no recipe; only pictures that Faceteer drew and saved as "
+                f"{FORMATS} do, and some programs drop it when they save again"
+            )
         try:
-            return cls.from_json(Path(path).read_bytes())
+            return cls.from_json(text, accept_changed=accept_changed)
         except InvalidRecipeError as error:
             raise InvalidRecipeError(f"{os.fspath(path)}: {error.message}", field=error.field) from error
 
@@ -158,8 +189,10 @@ class Recipe:
         return recipe
 
 
-def _read(data: Any) -> Recipe:
-    top = _members(data, "", required=("format", "edits", "revisions"), optional=("settings", "photo"))
+def _read(data: Any) -> tuple[Recipe, str]:
+    """A recipe, and the hash that stands beside it; empty without one."""
+    top = _members(data, "", required=("format", "edits", "revisions"), optional=("settings", "photo", "hash"))
+    carried = _typed(top.get("hash", ""), str, "hash", "a string")
     if top["format"] != FORMAT:
         raise _bad("format", f"{top['format']!r} is not {FORMAT!r}, the only format that this version reads")
     revisions = _members(top["revisions"], "revisions", optional=_PARTS)
@@ -180,9 +213,8 @@ def _read(data: Any) -> Recipe:
         drawn = Settings.of(**given)
         check_strength(drawn)
     with _at(""):
-        return Recipe(
-            tuple(edits), Revisions(**revisions), drawn, _typed(top.get("photo", ""), str, "photo", "a string")
-        )
+        photo = _typed(top.get("photo", ""), str, "photo", "a string")
+        return Recipe(tuple(edits), Revisions(**revisions), drawn, photo), carried
 
 
 def _read_edit(data: Any, place: str) -> FeatureEdit:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from faceteer._files import write_atomically
+from faceteer._models.picture_recipe import save_options
 from faceteer._models.values import shortest
 
 
@@ -21,18 +21,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+_OPTIONS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
+
+
 def write_picture(image: Image.Image, path: Path, format: str) -> None:
-    """Writes the picture, all or nothing; a PNG carries its recipe in a text chunk."""
+    """Writes the picture with its recipe in it, all or nothing."""
     buffer = io.BytesIO()
-    if format == "PNG":
-        chunks = PngInfo()
-        if recipe := image.info.get("recipe"):
-            chunks.add_itxt("faceteer:recipe", recipe)
-        image.save(buffer, "PNG", pnginfo=chunks)
-    elif format == "WEBP":
-        image.save(buffer, "WEBP", lossless=True)
-    else:
-        image.convert("RGB").save(buffer, "JPEG", quality=95)
+    options = _OPTIONS[format] | save_options(image.info["recipe"], format)
+    (image.convert("RGB") if format == "JPEG" else image).save(buffer, format, **options)
     write_atomically(path, buffer.getvalue())
 
 

@@ -15,12 +15,19 @@ from faceteer.cli.options import Call, grouped, opened
 app = typer.Typer(help="Edits as files: look at them, replay them.", no_args_is_help=True)
 
 
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or a picture that was drawn with it.")]
+AcceptChanged = Annotated[
+    bool, typer.Option("--accept-changed", help="Take a recipe that was changed after it was saved.")
+]
+
+
 @app.command("show")
-def recipe_show(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], json: options.Json = False) -> None:
+def recipe_show(recipe: RecipeFile, json: options.Json = False, accept_changed: AcceptChanged = False) -> None:
     """Show what a recipe does. Needs no server."""
-    loaded = faceteer.Recipe.load(recipe)
+    loaded = faceteer.Recipe.load(recipe, accept_changed=accept_changed)
     if json:
-        output.print_json({"hash": loaded.hash, "recipe": loaded.to_dict()})
+        answer = {"hash": loaded.hash, "recipe": loaded.to_dict()}
+        output.print_json(answer | ({"changed_from": loaded.changed_from} if loaded.changed_from else {}))
     else:
         show.recipe(show.console(), recipe.name, loaded)
 
@@ -28,12 +35,14 @@ def recipe_show(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], 
 @app.command("apply")
 @grouped
 def recipe_apply(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    recipe: RecipeFile,
     image: options.Picture,
     drawing: ReplayDrawing,
     call: Call,
+    accept_changed: AcceptChanged = False,
 ) -> None:
     """Replay a recipe on a picture. Refused when the server has other models than the recipe was made with."""
-    loaded = faceteer.Recipe.load(recipe)
+    loaded = faceteer.Recipe.load(recipe, accept_changed=accept_changed)
+    show.changed_recipe(show.console(stderr=True), loaded)
     with call.client() as client:
         drawing.draw(opened(client, image).edit(loaded), f"{recipe.name} on {image.name}", json=call.json)

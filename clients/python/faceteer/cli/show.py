@@ -246,6 +246,7 @@ def status(to: Console, server: faceteer.ServerStatus) -> None:
 def recipe(to: Console, name: str, shown: faceteer.Recipe) -> None:
     """A recipe in words."""
     _title(to, name, f"recipe {shown.hash[:16]}")
+    changed_recipe(to, shown)
     for edit in shown.edits:
         index = f" (#{edit.feature})" if edit.label else ""
         to.print(f"  {edit}{index}")
@@ -254,6 +255,13 @@ def recipe(to: Console, name: str, shown: faceteer.Recipe) -> None:
     to.print(_indented(f"drawn with {settings or 'the defaults'}"))
     revisions = ", ".join(f"{part} {revision}" for part, revision in vars(shown.revisions).items() if revision)
     to.print(_indented(f"made for {revisions or 'any models'}"))
+
+
+def changed_recipe(to: Console, shown: faceteer.Recipe) -> None:
+    """Says that a recipe was changed after it was saved, if it was."""
+    if shown.changed_from:
+        words = f"⚠ changed after it was saved: it was recipe {shown.changed_from[:16]}, it is {shown.hash[:16]} now"
+        to.print(_indented(words, "yellow"))
 
 
 def bar(share: float) -> str:
