@@ -11,6 +11,7 @@ import open_clip
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
 from faceteer_runtime import bundle as bundle_format
+from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.statistics import FeatureStatistics, load_statistics
 from faceteer_trainer.sae.autoencoder import Autoencoder
 from open_clip.tokenizer import SimpleTokenizer
@@ -31,6 +32,7 @@ class LoadedBundle:
     encoder: open_clip.CLIP
     tokenizer: SimpleTokenizer
     sae: Autoencoder
+    served_sae: SparseAutoencoder  # the same as the SAE service runs it
     statistics: FeatureStatistics
     unet: UNet2DConditionModel
     movq: VQModel
@@ -102,6 +104,7 @@ def load_bundle(directory: Path, device: str = "cpu") -> LoadedBundle:
         encoder.to(device),
         tokenizer,
         sae,
+        SparseAutoencoder.load(directory / "sae"),
         statistics,
         UNet2DConditionModel.from_pretrained(generator / "unet", torch_dtype=torch.float32).to(device).eval(),
         VQModel.from_pretrained(generator / "movq", torch_dtype=torch.float32).to(device).eval(),

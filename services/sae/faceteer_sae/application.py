@@ -23,7 +23,7 @@ from faceteer_runtime.outcome import Computed, Failed, required
 
 from faceteer_sae import edits as editing
 from faceteer_sae import features as describing
-from faceteer_sae.diff import FeatureDiff, check_coverage, diff_features
+from faceteer_sae.diff import FeatureDiff, check_coverage, diff_features, for_another
 from faceteer_sae.edits import EditColumns, Edits, Measured
 from faceteer_sae.features import Encoding, InputWarning, Origin, Strongest
 from faceteer_sae.model import SparseAutoencoder
@@ -200,9 +200,12 @@ class SaeApplication:
         return result, Cost.of(passes, cache_us)
 
     async def diff(
-        self, source: Source, target: Source, *, coverage: float = 0.0, max_edits: int = 0
+        self, source: Source, target: Source, *, coverage: float = 0.0, max_edits: int = 0, another: bool = False
     ) -> tuple[FeatureDiff, Cost]:
-        """The smallest set of edits that carries a share of the difference; 0 stands for the defaults."""
+        """The smallest set of edits that carries a share of the difference; 0 stands for the defaults.
+
+        The edits are the source's own, or with ``another`` those for a third picture.
+        """
         if max_edits > self._max_edits:
             raise InvalidField("max_edits", f"must be at most {self._max_edits}, or 0 for that")
         coverage = check_coverage(coverage)
@@ -213,6 +216,8 @@ class SaeApplication:
         diff = await self._worker.run(
             diff_features, self._sae, x_source, x_target, f_source, f_target, coverage, max_edits or self._max_edits
         )
+        if another:
+            diff = for_another(diff, f_source, f_target, self._statistics)
         return diff, Cost.of(found, embeds_us + features_us)
 
     def close(self) -> None:

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from faceteer_runtime.errors import InvalidField
 
+from faceteer_sae.edits import Operation
 from faceteer_sae.model import FeatureActivations, SparseAutoencoder
+from faceteer_sae.rivals import RULE
+from faceteer_sae.statistics import FeatureStatistics
 
 DEFAULT_COVERAGE = 0.9
 # Features that are weighed against each other: their Gram matrix takes this squared times 4 bytes (16 MB).
@@ -17,18 +20,22 @@ _TINY = 1e-6
 
 
 class FeatureDiff(NamedTuple):
-    """ADD edits, in RAW units, that carry a share of ``D = sum (f_i(target) - f_i(source)) d_i``.
+    """Edits, in RAW units, that carry a share of ``D = sum (f_i(target) - f_i(source)) d_i``.
 
     Attributes:
         indices: int64 [k], largest contribution ``c_i . D`` first, c_i being ``(f_i(target) - f_i(source)) d_i``.
-        values: float32 [k], ``f_i(target) - f_i(source)``.
+        operations: int64 [k], of :class:`Operation`: all ADD, until :func:`for_another` says otherwise.
+        values: float32 [k], ``f_i(target) - f_i(source)`` for ADD.
+        shares: float32 [k], ``c_i . D / ||D||^2``: over all features that differ they add up to 1.
         coverage: the share carried, ``1 - ||D - sum c_i||^2 / ||D||^2``; 1 where there is no difference.
         differing: how many features differ at all.
         unexplained: ``||(target - source) - D||^2 / ||target - source||^2``; 0 where there is no difference.
     """
 
     indices: np.ndarray
+    operations: np.ndarray
     values: np.ndarray
+    shares: np.ndarray
     coverage: float
     differing: int
     unexplained: float
@@ -84,7 +91,7 @@ def diff_features(
     unexplained = float(error @ error) / total if total > 0 else 0.0
     squared = float(D.astype(np.float64) @ D)
     if squared == 0:
-        return FeatureDiff(union[:0], values[:0], 1.0, len(union), unexplained)
+        return _added(union[:0], values[:0], values[:0], 1.0, len(union), unexplained)
     indices, amounts, c = _contenders(sae, union, values)
     contributions = c @ D
     wanted = min(coverage + _TINY, 1 - _TINY)
@@ -102,7 +109,56 @@ def diff_features(
             picked = np.array(order[: int(np.argmax(shares)) + 1], dtype=np.int64)
     picked = picked[np.argsort(-contributions[picked], kind="stable")]
     rest = D.astype(np.float64) - c[picked].sum(axis=0, dtype=np.float64)
-    return FeatureDiff(indices[picked], amounts[picked], 1.0 - float(rest @ rest) / squared, len(union), unexplained)
+    coverage = 1.0 - float(rest @ rest) / squared
+    shares = (contributions[picked] / squared).astype(np.float32)
+    return _added(indices[picked], amounts[picked], shares, coverage, len(union), unexplained)
+
+
+def for_another(
+    diff: FeatureDiff, source: FeatureActivations, target: FeatureActivations, statistics: FeatureStatistics | None
+) -> FeatureDiff:
+    """The same difference as edits of another picture, whose own values must give way to those that are carried.
+
+    "Night", added to a picture by day, is a picture by day and night. So a feature that has rivals and that the
+    difference turns on (strongly, as the rule for rivals has it) becomes a SWITCH to its activation on the target, and
+    what the difference turns off is left to that SWITCH where it is a rival of it. What is turned off without a rival
+    in its place is ABLATEd: less than nothing is in no picture. All other edits still ADD.
+
+    Args:
+        diff: from source to target.
+        source: f(source).
+        target: f(target).
+        statistics: p99 and rivals; without them the difference stays as it is.
+    """
+    if statistics is None or len(diff.indices) == 0:
+        return diff
+    indices, shares, values = diff.indices, diff.shares.copy(), diff.values.copy()
+    operations = diff.operations.copy()
+    limit = RULE.strong * statistics.p99[indices]
+    strong = (target.at(indices) >= limit) & (limit > 0)
+    was_strong = (source.at(indices) >= limit) & (limit > 0)
+    exclusive = np.diff(statistics.rivals_offsets)[indices] > 0
+    switched = strong & ~was_strong & exclusive
+    operations[switched] = Operation.SWITCH
+    values[switched] = target.at(indices)[switched]
+    gone = was_strong & ~strong
+    operations[gone], values[gone] = Operation.ABLATE, 0.0
+    kept = np.ones(len(indices), dtype=bool)
+    place = {int(index): at for at, index in enumerate(indices)}
+    for at in np.flatnonzero(switched):
+        for rival in statistics.rivals(int(indices[at])).tolist():
+            other = place.get(rival)
+            if other is not None and kept[other] and diff.values[other] < 0:
+                kept[other] = False
+                shares[at] += shares[other]
+    return diff._replace(indices=indices[kept], operations=operations[kept], values=values[kept], shares=shares[kept])
+
+
+def _added(
+    indices: np.ndarray, values: np.ndarray, shares: np.ndarray, coverage: float, differing: int, unexplained: float
+) -> FeatureDiff:
+    operations = np.full(len(indices), Operation.ADD, np.int64)
+    return FeatureDiff(indices, operations, values, shares, coverage, differing, unexplained)
 
 
 def _contenders(

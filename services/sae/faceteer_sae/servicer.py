@@ -89,21 +89,24 @@ class SaeServicer(sae_pb2_grpc.SaeServiceServicer):
             self._source(request.target, "target"),
             coverage=request.coverage,
             max_edits=request.max_edits,
+            another=request.for_another,
         )
+        columns = (found.indices.tolist(), found.operations.tolist(), found.values.tolist())
         edits = [
             edits_pb2.Edit(
                 feature=edits_pb2.FeatureRef(index=index),
-                operation=edits_pb2.EDIT_OPERATION_ADD,
+                operation=operation,
                 value=value,
                 unit=edits_pb2.EDIT_UNIT_RAW,
             )
-            for index, value in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            for index, operation, value in zip(*columns, strict=True)
         ]
         return sae_pb2.DiffFeaturesResponse(
             edits=edits,
             coverage=found.coverage,
             differing_features=found.differing,
             unexplained=found.unexplained,
+            shares=found.shares.tolist(),
             execution=execution(self._card.revision, *cost),
         )
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from faceteer_runtime.errors import InvalidField
-from faceteer_sae.diff import FeatureDiff, check_coverage, diff_features
+from faceteer_sae.diff import FeatureDiff, check_coverage, diff_features, for_another
+from faceteer_sae.edits import Operation
 from faceteer_sae.model import FeatureActivations, SparseAutoencoder
+from faceteer_sae.statistics import FeatureStatistics
 from faceteer_sae.weights import SaeConfig
 from unit.sae.random_sae import Pair, embeddings, random_sae
 
@@ -121,3 +123,54 @@ def test_thousands_of_differing_features_are_no_obstacle() -> None:
     assert found.differing > 2048
     assert np.isclose(found.coverage, carried(pair, source, target, found.indices.tolist()), atol=1e-4)
     assert found.coverage >= 0.5
+
+
+# -- as edits of another picture -------------------------------------------------------------------------
+
+# Day, dusk and night are rivals of each other; 3 and 4 have none.
+RIVALS = {0: [1, 2], 1: [0, 2], 2: [0, 1], 3: [], 4: [], 5: []}
+STATISTICS = FeatureStatistics(
+    firing_share=np.full(6, 0.3, np.float32),
+    p99=np.ones(6, np.float32),
+    rivals_offsets=np.cumsum([0, *map(len, RIVALS.values())]),
+    rivals_indices=np.array([rival for rivals in RIVALS.values() for rival in rivals], np.int32),
+)
+
+
+def carried_over(source: dict[int, float], target: dict[int, float]) -> FeatureDiff:
+    eye, nothing = torch.eye(6), torch.zeros(6)
+    weights = {"W_enc": eye, "b_enc": nothing, "W_dec": eye, "b_dec": nothing}
+    sae = SparseAutoencoder(SaeConfig("standard", 6, 6, 0, False, {}), weights)
+    a, b = (np.array([f.get(i, 0.0) for i in range(6)], np.float32) for f in (source, target))
+    f_a, f_b = sae.encode(np.stack([a, b]))
+    return for_another(diff_features(sae, a, b, f_a, f_b, 1.0), f_a, f_b, STATISTICS)
+
+
+def as_written(found: FeatureDiff) -> list[tuple[int, str, float]]:
+    columns = (found.indices.tolist(), found.operations.tolist(), found.values.tolist())
+    return [(i, Operation(o).name, pytest.approx(v)) for i, o, v in zip(*columns, strict=True)]
+
+
+def test_what_is_turned_on_and_has_rivals_is_switched_to_and_what_gives_way_to_it_is_left_to_it() -> None:
+    found = carried_over({0: 0.8, 3: 0.5}, {2: 0.9, 3: 0.7})
+    assert as_written(found) == [(2, "SWITCH", 0.9), (3, "ADD", 0.2)]
+    # Day going is night's share too.
+    assert found.shares.tolist() == pytest.approx([1.45 / 1.49, 0.04 / 1.49])
+
+
+def test_what_is_turned_off_with_nothing_in_its_place_is_ablated() -> None:
+    assert as_written(carried_over({0: 0.8, 3: 0.9}, {})) == [(3, "ABLATE", 0), (0, "ABLATE", 0)]
+
+
+def test_a_flicker_and_a_change_of_degree_are_added() -> None:
+    assert as_written(carried_over({0: 0.8, 1: 0.05}, {0: 1.0, 1: 0.2})) == [(0, "ADD", 0.2), (1, "ADD", 0.15)]
+
+
+def test_without_statistics_everything_is_added() -> None:
+    pair = random_sae("topk", seed=1, d_sae=40, k=5)
+    source, target = embeddings(5, 2)
+    f_source, f_target = pair.sae.encode(np.stack([source, target]))
+    plain = diff_features(pair.sae, source, target, f_source, f_target, 1.0)
+    assert for_another(plain, f_source, f_target, None) is plain
+    assert set(plain.operations.tolist()) == {Operation.ADD}
+    assert plain.shares.sum() == pytest.approx(1, abs=1e-3)

@@ -465,12 +465,18 @@ class DiffFeaturesRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
     MAX_EDITS_FIELD_NUMBER: _builtins.int
+    FOR_ANOTHER_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
     """The share of the features' difference, sum (f_i(target) - f_i(source)) d_i, to carry: in (0, 1]; 0 means 0.9.
     Carried share of a set S: 1 - ||rest without S||^2 / ||difference||^2.
     """
     max_edits: _builtins.int
     """Most edits; 0 means the server's limit."""
+    for_another: _builtins.bool
+    """The edits are for another picture than the source: a feature that has rivals and that the difference turns on is a
+    SWITCH to its activation on the target, what it turns off is left to that SWITCH or an ABLATE. Needs statistics;
+    without, all edits ADD.
+    """
     @_builtins.property
     def source(self) -> _tensor_pb2.EmbedsInput:
         """The embedding to start from. Required."""
@@ -486,10 +492,11 @@ class DiffFeaturesRequest(_message.Message):
         target: _tensor_pb2.EmbedsInput | None = ...,
         coverage: _builtins.float = ...,
         max_edits: _builtins.int = ...,
+        for_another: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "max_edits", b"max_edits", "source", b"source", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "for_another", b"for_another", "max_edits", b"max_edits", "source", b"source", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,6 +513,7 @@ class DiffFeaturesResponse(_message.Message):
     DIFFERING_FEATURES_FIELD_NUMBER: _builtins.int
     UNEXPLAINED_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
     """The share they carry; less than asked when max_edits was reached."""
     differing_features: _builtins.int
@@ -514,11 +522,17 @@ class DiffFeaturesResponse(_message.Message):
     """The share of ||target - source||^2 that features cannot express: the difference of the two reconstruction errors."""
     @_builtins.property
     def edits(self) -> _containers.RepeatedCompositeFieldContainer[_edits_pb2.Edit]:
-        """ADD edits in RAW units, largest contribution first."""
+        """ADD edits in RAW units (with for_another SWITCH and ABLATE too), largest contribution first."""
 
     @_builtins.property
     def execution(self) -> _execution_pb2.Execution:
         """What ran."""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Aligned with edits: each one's share of the difference, c_i . D / ||D||^2. A SWITCH has that of the rivals in whose
+        place it comes.
+        """
 
     def __init__(
         self,
@@ -528,10 +542,11 @@ class DiffFeaturesResponse(_message.Message):
         differing_features: _builtins.int = ...,
         unexplained: _builtins.float = ...,
         execution: _execution_pb2.Execution | None = ...,
+        shares: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "differing_features", b"differing_features", "edits", b"edits", "execution", b"execution", "unexplained", b"unexplained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "differing_features", b"differing_features", "edits", b"edits", "execution", b"execution", "shares", b"shares", "unexplained", b"unexplained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from faceteer_sae.diff import DEFAULT_COVERAGE, diff_features, for_another
+from faceteer_sae.edits import EditColumns, Unit, check_edits
+from faceteer_sae.edits import apply_edits as product_edits
+from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.statistics import FeatureStatistics
 from faceteer_trainer.sae.autoencoder import Autoencoder
 
@@ -34,7 +39,21 @@ def apply_edits(
     return embeds + (values - features[:, indices]) @ sae.W_dec[indices]
 
 
-@torch.no_grad()
-def transfer(sae: Autoencoder, source: torch.Tensor, target: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
-    """`onto` [n, d] plus the difference of features that leads from `source` to `target`, row by row."""
-    return onto + (sae.encode(target) - sae.encode(source)) @ sae.W_dec
+def transfer(
+    sae: SparseAutoencoder,
+    statistics: FeatureStatistics,
+    source: torch.Tensor,
+    target: torch.Tensor,
+    onto: torch.Tensor,
+    coverage: float = DEFAULT_COVERAGE,
+) -> torch.Tensor:
+    """`onto` [n, d] with what leads from `source` to `target` carried over, row by row, by the product's own code."""
+    rows = []
+    for a, b, c in zip(source.numpy(), target.numpy(), onto.numpy(), strict=True):
+        f_a, f_b, f_c = sae.encode(np.stack([a, b, c]))
+        diff = for_another(diff_features(sae, a, b, f_a, f_b, coverage), f_a, f_b, statistics)
+        raw = np.full(len(diff.indices), Unit.RAW, np.int64)
+        columns = EditColumns(diff.indices, diff.operations, diff.values.astype(np.float64), raw)
+        edits = check_edits(columns, d_sae=sae.d_sae, statistics=statistics, max_edits=len(raw))
+        rows.append(product_edits(sae, c, edits, f_c.at(edits.indices)).x)
+    return torch.from_numpy(np.stack(rows))

@@ -144,8 +144,14 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         "Ablating a value's feature where it is shown: still shown in "
         f"{interval(steering['ablate']['still_shown'])} % (nothing takes its place, so the decoder chooses), "
         f"other factors kept {interval(steering['ablate']['kept'])} %.", "",
-        f"Transfer (B differs from A in one factor; the difference is applied to C): reached "
-        f"{interval(steering['transfer']['reached'])} %, kept {interval(steering['transfer']['kept'])} %.", "",
+        "Transfer: B differs from A in one factor, or in three; what leads from A to B is carried onto C, which lacks",
+        "B's values of them, by `transfer` with its default coverage. C shares A's values of these factors, or has any",
+        "but B's, which must then give way. Other factors kept: as judged before.", "",
+        *_table(["factors", "C", "reached %", "all at once %", "other factors kept %"], [
+            [factors, {"shared": "shares A's values", "free": "has its own"}[condition], interval(entry["reached"]),
+             interval(entry["all_reached"]), interval(entry["kept"])]
+            for factors, conditions in steering["transfer"].items() for condition, entry in conditions.items()
+        ]),
         *_table(["stacked switches", "targets reached %", "all at once %", "other factors kept %"], [
             [edits, interval(entry["reached"]), interval(entry["all_reached"]),
              interval(entry["kept"]) if entry["kept"]["count"] else "none left"]

@@ -121,7 +121,13 @@ def measure_steering(steering: Steering, settings: EvaluationSettings) -> dict[s
     for scaled in settings.sweep:
         arms = {arm: _by_arm(steering.run_arm(arm, settings.per_value_sweep, scaled)) for arm in ("set", "switch")}
         results["sweep"][str(scaled)] = {arm: {k: found[k] for k in ("reached", "kept")} for arm, found in arms.items()}
-    results["transfer"] = steering.carry_over(settings.transfers)
+    results["transfer"] = {
+        str(factors): {
+            condition: steering.carry_over(settings.transfers, factors, shared=condition == "shared")
+            for condition in ("shared", "free")
+        }
+        for factors in (1, 3)
+    }
     results["stacking"] = {str(edits): steering.stack(edits, settings.stacks) for edits in (2, 4, 8)}
     return results
 

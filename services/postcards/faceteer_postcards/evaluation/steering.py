@@ -151,31 +151,47 @@ class Steering:
         return {"reached": share_of(reached).as_dict(), "all_reached": share_of(every).as_dict(),
                 "kept": share_of(np.array(rest, bool)).as_dict()}  # fmt: skip
 
-    def carry_over(self, count: int) -> dict[str, Any]:
-        """B differs from A in one factor; A's way to B, applied to C, which lacks B's value. A and B are drawn."""
-        total, kept = Share(0, 0), Share(0, 0)
-        sources, targets, onto, goals = self._triples(count)
-        embeds = transfer(self.bundle.sae, sources, targets, self.pool.embeds[onto])
-        judged = self._paint(embeds, onto)
-        for row, (index, code), codes in zip(onto, goals, judged, strict=True):
-            total += share_of(codes[index : index + 1] == code)
-            kept += kept_factors(codes[None], self.before[row][None], index)
-        return {"reached": total.as_dict(), "kept": kept.as_dict()}
+    def carry_over(self, count: int, factors: int, *, shared: bool) -> dict[str, Any]:
+        """B differs from A in `factors` factors; A's way to B, applied to C, which lacks B's values of them.
 
-    def _triples(self, count: int) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64], list[tuple[int, int]]]:
+        A and B are drawn, C is of the pool. C has A's values of these factors where `shared`, else any but B's: then
+        its own values must give way, though neither A nor B shows them.
+        """
+        sources, targets, onto, goals = self._triples(count, factors, shared)
+        embeds = transfer(self.bundle.served_sae, self.bundle.statistics, sources, targets, self.pool.embeds[onto])
+        judged = self._paint(embeds, onto)
+        hits, kept = np.zeros((count, factors), bool), Share(0, 0)
+        for number, (row, goal, codes) in enumerate(zip(onto, goals, judged, strict=True)):
+            hits[number] = [codes[index] == code for index, code in goal.items()]
+            kept += kept_factors(codes[None], self.before[row][None], list(goal))
+        all_at_once = np.all(hits, axis=1, keepdims=True)
+        return {"reached": share_of(hits).as_dict(), "all_reached": share_of(all_at_once).as_dict(),
+                "kept": kept.as_dict()}  # fmt: skip
+
+    def _triples(
+        self, count: int, factors: int, shared: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64], list[dict[int, int]]]:
+        """Embeds of A and of B, rows of the pool for C, and B's values of the factors in which it differs from A."""
         onto, goals, before, after = [], [], [], []
         for number in range(count):
-            index = number % len(FACTOR_NAMES)
             row = int(self.rng.integers(len(self.pool.codes)))
-            other = self.pool.codes[int(self.rng.integers(len(self.pool.codes)))].copy()
-            other[index] = self.pool.codes[row, index]  # A shares C's value of this factor, and nothing else by design
-            values = len(FACTORS[FACTOR_NAMES[index]])
-            code = int((other[index] + 1 + self.rng.integers(values - 1)) % values)
-            changed = other.copy()
-            changed[index] = code
-            before.append(render(Scene.from_codes(other, 900_000_000 + number)))
-            after.append(render(Scene.from_codes(changed, 950_000_000 + number)))
+            mine = self.pool.codes[row]
+            a = self.pool.codes[int(self.rng.integers(len(self.pool.codes)))].copy()
+            others = [index for index in range(len(FACTOR_NAMES)) if index != number % len(FACTOR_NAMES)]
+            changing = [number % len(FACTOR_NAMES), *self.rng.permutation(others)[: factors - 1].tolist()]
+            b = a.copy()
+            for index in changing:
+                if shared:
+                    a[index] = mine[index]
+                free = [
+                    code for code in range(len(FACTORS[FACTOR_NAMES[index]])) if code not in (a[index], mine[index])
+                ]
+                b[index] = self.rng.choice(free)
+            unchanged = [index for index in range(len(FACTOR_NAMES)) if index not in changing]
+            b[unchanged] = a[unchanged]
+            before.append(render(Scene.from_codes(a, 900_000_000 + number)))
+            after.append(render(Scene.from_codes(b, 950_000_000 + number)))
             onto.append(row)
-            goals.append((index, code))
+            goals.append({index: int(b[index]) for index in changing})
         sources, targets = (embed_pictures(self.bundle.encoder, np.stack(drawn)) for drawn in (before, after))
         return sources, targets, np.array(onto), goals
