@@ -25,9 +25,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}, "J
 
 
 def write_picture(image: Image.Image, path: Path, format: str) -> None:
-    """Writes the picture with its recipe in it, all or nothing."""
+    """Writes the picture, with its recipe in it where it has one, all or nothing."""
     buffer = io.BytesIO()
-    options = _OPTIONS[format] | save_options(image.info["recipe"], format)
+    recipe = image.info.get("recipe")
+    options = _OPTIONS[format] | (save_options(recipe, format) if recipe else {})
     (image.convert("RGB") if format == "JPEG" else image).save(buffer, format, **options)
     write_atomically(path, buffer.getvalue())
 
