@@ -15,21 +15,16 @@ from pathlib import Path
 import torch
 from diffusers import VQModel
 from faceteer_trainer.budget import Budget
-from faceteer_trainer.corpus.embed import EmbedderSettings
-from faceteer_trainer.corpus.run import EmbedSettings, embed_corpus
 from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, shard_name, write_embeds
 from faceteer_trainer.errors import JobError
-from faceteer_trainer.icons import draw_library_icons
-from faceteer_trainer.labels.run import LabelSettings, label_library
-from faceteer_trainer.library.measure import BuildSettings
-from faceteer_trainer.library.run import build_library
 from faceteer_trainer.sae.losses import Loss
 from faceteer_trainer.sae.trainer import Settings, Trainer
 from safetensors.torch import load_file, save_file
 
 from faceteer_postcards.bundle import negative_embeds, seal_bundle, write_generator
 from faceteer_postcards.clip import ClipSettings, embed_pictures, load_encoder, train_clip
-from faceteer_postcards.corpus import Corpus, draw_corpus, pack_pictures, write_examples
+from faceteer_postcards.corpus import Corpus, draw_corpus, write_examples
+from faceteer_postcards.library import rebuild_library
 from faceteer_postcards.movq import MovqSettings, encode_all, sharpen_decoder, train_movq
 from faceteer_postcards.unet import DecoderData, UnetSettings, load_averaged, train_unet
 
@@ -47,6 +42,7 @@ class Preset:
     corpus: int = 60_000
     held_out: int = 8_000
     library: int = 24_000
+    judge_steps: int = 600
     budgets: Mapping[str, Budget] = field(
         default_factory=lambda: {
             "clip": Budget(minutes=16.5),
@@ -66,7 +62,7 @@ PRESETS = {
     "full": Preset(),
     # For tests: every step in a few seconds; the result is unusable otherwise.
     "trial": Preset(
-        corpus=256, held_out=64, library=256,
+        corpus=256, held_out=64, library=256, judge_steps=2,
         budgets={"clip": Budget(steps=4), "movq": Budget(steps=3), "sharpen": Budget(steps=2), "unet": Budget(steps=3),
                  "sae": Budget(steps=60)},
         clip_settings=ClipSettings(embed_dim=32, vision_width=16, vision_layers=(1, 1, 1, 1), text_width=32,
@@ -190,20 +186,7 @@ class Workshop:
         embeds = load_file(self.work / "embeds.safetensors")["train"]
         shutil.rmtree(out / "library", ignore_errors=True)
         seal_bundle(out, embeds.shape[1])
-        count, work = min(self.preset.library, len(embeds)), self.work / "library"
-        work.mkdir(parents=True, exist_ok=True)
-        pictures, embedded = work / "pictures.tar", work / f"embeds-{count}"
-        if not pictures.exists():
-            pack_pictures(self.corpus, count, pictures)
-        # With the same functions as for any pictures. The factors are used for the captions shown beside
-        # pictures and for nothing else: names are found from the pictures alone.
-        cores = len(os.sched_getaffinity(0))
-        embed = EmbedSettings(EmbedderSettings(os.path.abspath(out)), name="postcards", workers=cores)
-        embed_corpus(str(pictures), embedded, embed)
-        # The SAE's own statistics are those of its training, over more pictures than these.
-        build_library(embedded, out, BuildSettings(), keep_statistics=True)
-        label_library(out, embedded, LabelSettings(vocabulary="postcards"))
-        draw_library_icons(out)
+        rebuild_library(out, self.work / "library", self.preset.library, self.workers, self.preset.judge_steps)
         return out
 
     def build(self, out: Path) -> Path:

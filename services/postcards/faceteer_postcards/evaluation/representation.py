@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from faceteer_library.store import Store
+from faceteer_runtime.errors import UnknownFeature
 from faceteer_sae.reconstruction import Reconstruction
 from faceteer_trainer.metrics import auc
 from torch import nn
@@ -16,7 +19,11 @@ from faceteer_postcards.clip import value_directions, zero_shot
 from faceteer_postcards.evaluation.judge import Judge
 from faceteer_postcards.evaluation.metrics import monosemanticity
 from faceteer_postcards.movq import to_tensor
+from faceteer_postcards.words import WORDS
 from faceteer_postcards.world import FACTOR_NAMES, FACTORS, VALUES
+
+# The feature of a word that no feature has.
+NOWHERE = -1
 
 
 class Embedded(NamedTuple):
@@ -43,6 +50,24 @@ class ValueFeature(NamedTuple):
     def name(self) -> str:
         """factor=value."""
         return f"{self.factor}={self.value}"
+
+
+def features_by_label(bundle: Path, best: list[ValueFeature]) -> list[ValueFeature]:
+    """The feature that each value's word leads to, by the library's own resolver, as an edit by label does.
+
+    ``best`` gives the values. Where the word leads nowhere the feature is -1: such an edit is refused.
+    """
+    library = bundle / "library" / "library.sqlite"
+    # Nobody's own labels.
+    store = Store(library, library.with_name("none.sqlite"))
+    found = []
+    for value in best:
+        try:
+            feature = store.resolve(WORDS[value.factor, value.value][0]).index
+        except UnknownFeature:
+            feature = NOWHERE
+        found.append(value._replace(feature=feature, auc=value.auc if feature == value.feature else float("nan")))
+    return found
 
 
 def linear_probe(train: Embedded, test: Embedded) -> dict[str, float]:

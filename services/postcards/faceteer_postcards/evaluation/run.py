@@ -25,6 +25,7 @@ from faceteer_postcards.evaluation.representation import (
     Embedded,
     ValueFeature,
     best_features,
+    features_by_label,
     measure_encoder,
     measure_sae,
 )
@@ -112,6 +113,17 @@ def measure_steering(steering: Steering, settings: EvaluationSettings) -> dict[s
             by_value = {name: Trial(t.factor, t.code, t.unedited, t.unedited) for name, t in trials.items()}
             results["arms"]["unedited"] = _by_arm(by_value)
             results["arms"]["unedited"]["reached_where_auc_95"] = _selective(by_value, steering.best)
+    results["by_label"] = {"arms": {}, "features": {value.name: value.feature for value in steering.by_label}}
+    for arm in ("switch", "set", "ablate"):
+        few = arm == "ablate"
+        trials = steering.run_arm(arm, settings.per_value_control if few else settings.per_value, by_label=True)
+        print(f"steering by label: {arm} done", flush=True)
+        results["by_label"]["arms"][arm] = _by_arm(trials)
+    results["by_label"]["stacking"] = {
+        str(edits): steering.stack(edits, settings.stacks, by_label=True) for edits in (2, 4, 8)
+    }
+    ablate = results["by_label"]["arms"].pop("ablate")
+    results["by_label"]["ablate"] = {"still_shown": ablate["reached"], "kept": ablate["kept"]}
     # an ablated value counts as reached when it is gone
     ablate = results["arms"].pop("ablate")
     results["ablate"] = {
@@ -172,7 +184,7 @@ def evaluate(directory: Path, runs: Path | None = None, settings: EvaluationSett
     best = best_features(bundle, train, test)
     pool = test.rows(0, settings.pool)
     with Painter(directory, settings.steps, settings.workers) as painter:
-        steering = Steering(bundle, judge, painter, pool, train, best)
+        steering = Steering(bundle, judge, painter, pool, train, best, features_by_label(directory, best))
         results["decoder"] = measure_decoder(bundle, judge, painter, pool, ceiling, steering)
         results["steps_check"] = _check_steps(directory, judge, pool, settings, bundle.steps)
         results["steering"] = measure_steering(steering, settings)

@@ -15,7 +15,7 @@ from faceteer_postcards.evaluation.editing import Edit, apply_edits, transfer
 from faceteer_postcards.evaluation.judge import Judge, judge_pictures
 from faceteer_postcards.evaluation.metrics import Share, share_of
 from faceteer_postcards.evaluation.painter import Painter
-from faceteer_postcards.evaluation.representation import Embedded, ValueFeature
+from faceteer_postcards.evaluation.representation import NOWHERE, Embedded, ValueFeature
 from faceteer_postcards.render import render
 from faceteer_postcards.unet import split_seeds
 from faceteer_postcards.world import FACTOR_NAMES, FACTORS, Scene
@@ -53,9 +53,10 @@ class Steering:
 
     def __init__(
         self, bundle: LoadedBundle, judge: Judge, painter: Painter, pool: Embedded, train: Embedded,
-        best: list[ValueFeature], seed: int = 0,
+        best: list[ValueFeature], by_label: list[ValueFeature], seed: int = 0,
     ) -> None:  # fmt: skip
         self.bundle, self.judge, self.painter, self.pool, self.best = bundle, judge, painter, pool, best
+        self.by_label = by_label
         self.rng = np.random.default_rng(seed)
         self.seeds = split_seeds(seed, len(pool.codes))
         self.before_pictures = painter(pool.embeds, self.seeds)
@@ -93,10 +94,13 @@ class Steering:
     def _edit(self, rows: npt.NDArray[np.int64], edits: list[Edit]) -> torch.Tensor:
         return apply_edits(self.bundle.sae, self.bundle.statistics, self.pool.embeds[rows], edits)
 
-    def run_arm(self, arm: str, count: int, scaled: float = 1.0) -> dict[str, Trial]:
-        """One treatment over every value: switch, set, wrong_sign, random, means or ablate."""
+    def run_arm(self, arm: str, count: int, scaled: float = 1.0, by_label: bool = False) -> dict[str, Trial]:
+        """One treatment over every value: switch, set, wrong_sign, random, means or ablate.
+
+        ``by_label``: of the feature that the value's word leads to, instead of the one that the truth chose.
+        """
         jobs, spans = [], []
-        for value in self.best:
+        for value in self.by_label if by_label else self.best:
             index, code = FACTOR_NAMES.index(value.factor), FACTORS[value.factor].index(value.value)
             rows = self._rows(index, code, count, having=arm == "ablate")
             jobs.append(self._treat(arm, value, rows, scaled))
@@ -111,7 +115,7 @@ class Steering:
 
     def _treat(self, arm: str, value: ValueFeature, rows: npt.NDArray[np.int64], scaled: float) -> torch.Tensor:
         embeds = self.pool.embeds[rows]
-        if len(rows) == 0:
+        if len(rows) == 0 or value.feature == NOWHERE:
             return embeds
         if arm in ("set", "switch"):
             return self._edit(rows, [Edit(value.feature, scaled, arm == "switch")])
@@ -131,18 +135,26 @@ class Steering:
             return embeds + self.means[index, code] - now
         raise ValueError(f"no such arm: {arm}")
 
-    def stack(self, edits: int, count: int) -> dict[str, Any]:
-        """`edits` switches at once on factors drawn at random: the share of targets reached, and of the rest kept."""
-        features = {(v.factor, v.value): v.feature for v in self.best}
+    def stack(self, edits: int, count: int, by_label: bool = False) -> dict[str, Any]:
+        """`edits` switches at once on factors drawn at random: the share of targets reached, and of the rest kept.
+
+        The same factors and values by label and by the truth's choice.
+        """
+        rng = np.random.default_rng((1, edits))
+        features = {(v.factor, v.value): v.feature for v in (self.by_label if by_label else self.best)}
         rows, jobs, wanted = np.arange(min(count, len(self.before))), [], []
         for row in rows:
-            factors = sorted(self.rng.permutation(len(FACTOR_NAMES))[:edits].tolist())
+            factors = sorted(rng.permutation(len(FACTOR_NAMES))[:edits].tolist())
             goal = {}
             for index in factors:
                 values = FACTORS[FACTOR_NAMES[index]]
-                goal[index] = int((self.pool.codes[row, index] + 1 + self.rng.integers(len(values) - 1)) % len(values))
+                goal[index] = int((self.pool.codes[row, index] + 1 + rng.integers(len(values) - 1)) % len(values))
             names = [(FACTOR_NAMES[i], FACTORS[FACTOR_NAMES[i]][c]) for i, c in goal.items()]
-            jobs.append(self._edit(np.array([row]), [Edit(features[name], 1.0, True) for name in names]))
+            jobs.append(
+                self._edit(
+                    np.array([row]), [Edit(features[name], 1.0, True) for name in names if features[name] != NOWHERE]
+                )
+            )
             wanted.append(goal)
         judged = self._paint(torch.cat(jobs), rows)
         reached = np.array([judged[n, i] == c for n, goal in enumerate(wanted) for i, c in goal.items()])

@@ -1,0 +1,60 @@
+"""Says what an icon shows by a classifier of renders, which had no part in the labels.
+
+For every factor value the classifier gives a probability; a value has moved by as much as its probability has. What has
+changed to be seen at one strength is the sum over factors of the total variation between the two distributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from faceteer_trainer.labels.scores import causal_score
+from PIL import Image
+
+from faceteer_postcards.evaluation.judge import Judge
+from faceteer_postcards.movq import to_tensor
+from faceteer_postcards.render import SIZE
+from faceteer_postcards.words import MEANT
+from faceteer_postcards.world import VALUES
+
+Floats = npt.NDArray[np.float32]
+# Of one factor's probability: less is the classifier's own unrest.
+_UNSEEN = 0.1
+_PLACES = {value: place for place, value in enumerate(VALUES)}
+
+
+class ClassifierJudge:
+    """Judges the labels that name a factor value."""
+
+    name = "classifier"
+
+    def __init__(self, classifier: Judge) -> None:
+        self._classifier = classifier
+
+    def knows(self, label: str) -> bool:
+        """Whether the label names a factor value."""
+        return label in MEANT
+
+    def score(self, pictures: Sequence[Image.Image], label: str) -> float | None:
+        """The causal score, of the template, then of each strength.
+
+        None: nothing has changed that the classifier sees, or the template shows the value already.
+        """
+        shown = self._probabilities(pictures)
+        place = _PLACES[MEANT[label]]
+        if shown[0, place] > 0.5:
+            return None
+        moved = shown[1:] - shown[:1]
+        seen = np.maximum(np.abs(moved).sum(1) / 2 - _UNSEEN, 0)
+        # Values that stay where they are tie.
+        return causal_score(np.round(moved, 2), seen, place)
+
+    @torch.no_grad()
+    def _probabilities(self, pictures: Sequence[Image.Image]) -> Floats:
+        """Of each picture and each of `VALUES`, [n, 38]."""
+        pixels = np.stack([np.asarray(picture.convert("RGB").resize((SIZE, SIZE))) for picture in pictures])
+        logits = self._classifier(to_tensor(pixels))
+        return np.asarray(torch.cat([factor.softmax(-1) for factor in logits], 1).numpy(), np.float32)
