@@ -9,14 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faceteer_library.editor import LibraryEditor
 from faceteer_library.store import Store
-from faceteer_runtime.bundle import Bundle, BundleError, verify
-from faceteer_sae.statistics import load_statistics
+from faceteer_runtime.bundle import Bundle, BundleError, seal, verify
+from faceteer_sae.statistics import load_statistics, save_statistics
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.errors import JobError
@@ -68,6 +69,9 @@ def test_the_library_says_what_a_plain_computation_says(corpus: Corpus, capsys: 
     statistics = load_statistics(corpus.bundle / "sae", D, N_FEATURES)
     assert statistics is not None
     assert np.allclose(statistics.firing_share, (acts > 0).mean(0))
+    # One measurement: what the library says of a feature the SAE says too.
+    assert [row.firing_share for row in described] == statistics.firing_share.tolist()
+    assert [row.p99 for row in described] == statistics.p99.tolist()
     strong = (acts > 0.3 * statistics.p99).astype(np.float64)
     share, together = strong.mean(0), strong.T @ strong
     chance = len(acts) * np.outer(share, share)
@@ -76,6 +80,24 @@ def test_the_library_says_what_a_plain_computation_says(corpus: Corpus, capsys: 
     assert expected.any()
     for feature in range(N_FEATURES):
         assert statistics.rivals(feature).tolist() == np.flatnonzero(expected[feature]).tolist()
+
+
+def test_a_library_beside_statistics_that_stay_has_their_unit(corpus: Corpus, tmp_path: Path) -> None:
+    found = load_statistics(corpus.bundle / "sae", D, N_FEATURES)
+    assert found is not None
+    # Of another corpus: on that one feature 3 never fired.
+    p99 = found.p99 * 1.5
+    p99[3] = 0.0
+    save_statistics(corpus.bundle / "sae", replace(found, p99=p99))
+    seal(corpus.bundle)
+    build_library(corpus.directory, corpus.bundle, BuildSettings(), keep_statistics=True)
+    build_library(corpus.directory, corpus.bundle, BuildSettings(), out=tmp_path / "elsewhere.sqlite")
+    for path in (corpus.bundle / "library" / "library.sqlite", tmp_path / "elsewhere.sqlite"):
+        with LibraryEditor(path) as editor:
+            described = list(editor.features())
+        assert [row.p99 for row in described] == p99.tolist()
+        assert described[3].firing_share == 0
+        assert sum(row.firing_share > 0 for row in described) > 20
 
 
 def test_rare_features_partners_are_estimated_from_samples_as_well_as_counted(corpus: Corpus) -> None:

@@ -255,6 +255,35 @@ def test_icons_show_what_features_cause_and_are_drawn_once(
         assert words in capsys.readouterr().err
 
 
+def test_pictures_that_the_encoder_does_not_know_are_refused_or_their_library_is_marked(
+    labelled: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, own = tmp_path / "postcards", labelled[1]
+    shutil.copytree(labelled[0], bundle)
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(8)
+    for number in range(300):
+        # Blurred noise: what crops of photographs look like to an encoder of drawings.
+        small = Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8))
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / "pictures" / f"{number:03}.png")
+    foreign = tmp_path / "corpus"
+    main(["embed", "--images", str(tmp_path / "pictures"), "--bundle", str(bundle), "--out", str(foreign)])
+    statistics = (bundle / "sae" / "feature_statistics.safetensors").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["build-library", "--corpus", str(foreign), "--bundle", str(bundle)])
+    assert re.search(r"\d+% of these pictures are unlike those .* --accept-foreign", capsys.readouterr().err)
+    main(["build-library", "--corpus", str(foreign), "--bundle", str(bundle), "--accept-foreign"])
+    assert "The library is marked" in capsys.readouterr().out
+    assert (bundle / "sae" / "feature_statistics.safetensors").read_bytes() == statistics
+    main(["label-library", "--corpus", str(foreign), "--bundle", str(bundle), "--vocabulary", "postcards"])
+    assert "agrees with itself, no more" in capsys.readouterr().out
+    main(["report-library", "--bundle", str(bundle), "--out", str(tmp_path / "report.md")])
+    assert "neither says what they show" in capsys.readouterr().out
+    main(["build-library", "--corpus", str(own), "--bundle", str(bundle)])
+    assert "marked" not in capsys.readouterr().out
+
+
 def test_a_vision_language_model_names_features_when_it_is_asked_to(
     labelled: tuple[Path, Path], tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:

@@ -56,3 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
         f"{found.labelled:,} of {found.alive:,} live features have a label; on pictures they were not made from, "
         f"labels predict their features with a median AUC of {found.median_auc:.3f}"
     )
+    if found.foreign:
+        print(
+            "The pictures are unlike those that the encoder knows: these scores say that it agrees with itself, "
+            "no more."
+        )

@@ -9,6 +9,7 @@ import torch
 
 from faceteer_trainer.library.measure import BuildSettings
 from faceteer_trainer.library.run import build_library
+from faceteer_trainer.library.writing import MOST_UNLIKE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--common", type=int, default=defaults.common, help="features whose pairs are counted exactly")
     keep = "leave the SAE's own statistics, and its revision, as they are"
     add("--keep-statistics", action="store_true", help=keep)
+    foreign = "pictures unlike those of the encoder and SAE are refused; go on, and mark the library"
+    add("--accept-foreign", action="store_true", help=foreign)
     add("--seed", type=int, default=defaults.seed)
     add("--device", default="cpu", help="cpu or cuda")
     add("--threads", type=int, default=1, help="of the arithmetic on a CPU")
@@ -34,8 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
     a = arguments
     torch.set_num_threads(a.threads)
     settings = BuildSettings(examples=a.examples, per_quantile=a.per_quantile, common=a.common, seed=a.seed)
-    found = build_library(a.corpus, a.bundle, settings, a.work, a.device, a.keep_statistics, a.out)
+    found = build_library(a.corpus, a.bundle, settings, a.work, a.device, a.keep_statistics, a.out, a.accept_foreign)
     print(
         f"{found.library}: {found.alive:,} of {found.features:,} features fire on {found.pictures:,} pictures, "
         f"{found.l0:.1f} on each; {found.minutes:.1f} minutes"
     )
+    if found.unlike > MOST_UNLIKE:
+        print(
+            f"{found.unlike:.0%} of the pictures are unlike those that encoder and SAE know: labels and scores of this "
+            "library say what the encoder takes them for, not what they show. The library is marked."
+        )

@@ -19,6 +19,7 @@ from faceteer_trainer.files import writing
 from faceteer_trainer.labels.quality import SAE_FIGURES
 from faceteer_trainer.labels.run import edit_library
 from faceteer_trainer.labels.scores import CAUSES, PREDICTS, agree
+from faceteer_trainer.library.writing import FOREIGN
 
 _SHOWN = 12
 _HEAD = ("measured", "25 %", "median", "75 %")
@@ -67,6 +68,7 @@ def report_on(editor: LibraryEditor) -> LibraryReport:
     labelled = [feature for feature in features if feature.label]
     icons = editor.icon_keys()
     sentences = [
+        *_foreign(editor.facts),
         *_counts(editor.facts, features, labelled, len(icons)),
         *_score_sentences(labelled),
         *_weaknesses(features, labelled, len(icons)),
@@ -129,6 +131,16 @@ def as_page(report: LibraryReport, editor: LibraryEditor) -> str:
             parts.append(f"<tr><td>{label}</td><td>{shown}</td></tr>")
         parts.append("</table>")
     return "\n".join(parts) + "\n"
+
+
+def _foreign(facts: dict[str, str]) -> list[str]:
+    if FOREIGN not in facts:
+        return []
+    return [
+        f"{float(facts[FOREIGN]):.0%} of these pictures are unlike those that the bundle's encoder and SAE know. "
+        "Labels say what the encoder takes them for, and scores that it agrees with itself: neither says what they "
+        "show."
+    ]
 
 
 def _counts(facts: dict[str, str], features: list[Described], labelled: list[Described], icons: int) -> list[str]:

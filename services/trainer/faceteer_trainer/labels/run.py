@@ -28,6 +28,7 @@ from faceteer_trainer.labels.scores import IconJudge, TextTowerJudge, detect
 from faceteer_trainer.labels.vision_model import VisionModel
 from faceteer_trainer.labels.vocabulary import CAPTIONS, DEFAULT, TextSpace, caption_terms, read_terms
 from faceteer_trainer.library.templates import OTHER_TEMPLATE, least_in_common, scaled
+from faceteer_trainer.library.writing import FOREIGN
 from faceteer_trainer.progress import Progress
 
 # Key in a library's meta: the mean subtracted from every text, packed as templates are.
@@ -68,11 +69,18 @@ class LabelSettings:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a labelling came to: live features, those with a label, and the median AUC of labels (NaN without any)."""
+    """What a labelling came to.
+
+    Attributes:
+        alive, labelled: live features, and those with a label.
+        median_auc: of labels; NaN without any.
+        foreign: whether the library is marked as one of pictures that the encoder does not know.
+    """
 
     alive: int
     labelled: int
     median_auc: float
+    foreign: bool
 
 
 def label_library(
@@ -107,12 +115,14 @@ def label_library(
             editor.meta(SAE_FIGURES, json.dumps(sae_figures(sae, embeds, sample.judging.acts)))
             editor.meta(TEXT_MEAN, pack_template(space.mean))
             features = list(editor.features())
+            foreign = FOREIGN in editor.facts
         bundle_format.seal(bundle_directory)
     aucs = [f.detection_score for f in features if f.label and f.detection_score is not None]
     return Labelled(
         sum(f.firing_share > 0 for f in features),
         sum(bool(f.label) for f in features),
         float(np.median(aucs)) if aucs else float("nan"),
+        foreign,
     )
 
 

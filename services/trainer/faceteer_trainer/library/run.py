@@ -17,6 +17,7 @@ import torch
 from faceteer_runtime.bundle import Bundle
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.statistics import FILE as STATISTICS
+from faceteer_sae.statistics import load_statistics
 from faceteer_sae.weights import CONFIG
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
@@ -25,8 +26,8 @@ from faceteer_trainer.files import locked, writing
 from faceteer_trainer.library.activations import ActivationStore
 from faceteer_trainer.library.measure import BuildSettings, encode_corpus, measure
 from faceteer_trainer.library.staging import commit, part_revision, seal_staged, stage
-from faceteer_trainer.library.statistics import write_statistics
-from faceteer_trainer.library.writing import write_library
+from faceteer_trainer.library.statistics import share_unlike, write_statistics
+from faceteer_trainer.library.writing import MOST_UNLIKE, write_library
 from faceteer_trainer.progress import Progress
 
 _LIBRARY = "library/library.sqlite"
@@ -35,7 +36,16 @@ _WORK = ".build-library"
 
 @dataclass(frozen=True)
 class Built:
-    """A library that was built: where it is, features and those that fire, pictures, mean L0, and the minutes."""
+    """A library that was built.
+
+    Attributes:
+        library: where it lies.
+        features, alive: all, and those that fire.
+        pictures: looked at.
+        l0: features a picture, on average.
+        minutes: it took.
+        unlike: the share of pictures unlike those that the SAE's own statistics were of.
+    """
 
     library: Path
     features: int
@@ -43,6 +53,7 @@ class Built:
     pictures: int
     l0: float
     minutes: float
+    unlike: float
 
 
 def build_library(
@@ -53,11 +64,14 @@ def build_library(
     device: str = "cpu",
     keep_statistics: bool = False,
     out: Path | None = None,
+    accept_foreign: bool = False,
 ) -> Built:
     """Gives a bundle a new library without labels, and its SAE the statistics that edits need; resumes after a kill.
 
     With ``keep_statistics`` the SAE keeps those it has; with ``out`` the library goes there and the bundle stays as it
-    is. Nothing of the bundle changes before everything is done.
+    is. Then the library takes the unit SCALED from the SAE's statistics, so that both say the same. A corpus most of
+    whose pictures are unlike the SAE's own is refused; with ``accept_foreign`` its library is marked, and the SAE keeps
+    its statistics. Nothing of the bundle changes before everything is done.
 
     Raises:
         BundleError: no such bundle, or no SAE in it.
@@ -80,6 +94,12 @@ def build_library(
         report = stack.enter_context(Progress())
         store = ActivationStore(work / "activations", _facts(corpus, bundle))
         encode_corpus(corpus, sae, store, report, device)
+        statistics = load_statistics(bundle.part("sae").path, sae.d_in, sae.d_sae)
+        unlike = share_unlike(corpus, sae, store, statistics)
+        if unlike > MOST_UNLIKE:
+            if not accept_foreign:
+                raise JobError(_foreign(corpus_directory, bundle, unlike))
+            keep_statistics = True
         measured = measure(store, len(corpus), sae.d_sae, settings, report)
         revision, library = bundle.part("sae").revision, out
         renewed = [_LIBRARY] if keep_statistics else [_LIBRARY, f"sae/{STATISTICS}", f"sae/{CONFIG}"]
@@ -90,7 +110,8 @@ def build_library(
                 revision = part_revision(staging, "sae")
             library = staging / _LIBRARY
         try:
-            write_library(library, corpus, sae, revision, store, measured, settings, report, device)
+            kept = statistics if keep_statistics or out is not None else None
+            write_library(library, corpus, sae, revision, store, measured, settings, report, device, kept, unlike)
         except sqlite3.Error as error:
             raise JobError(
                 f"{library}: could not be written ({error}); make room and run the same command again"
@@ -102,7 +123,18 @@ def build_library(
         shutil.rmtree(inside, ignore_errors=True)
     minutes = (time.monotonic() - started) / 60
     alive = int((measured.spread.count > 0).sum())
-    return Built(out or bundle_directory / _LIBRARY, sae.d_sae, alive, len(corpus), float(measured.l0.mean()), minutes)
+    return Built(
+        out or bundle_directory / _LIBRARY, sae.d_sae, alive, len(corpus), float(measured.l0.mean()), minutes, unlike
+    )
+
+
+def _foreign(corpus: Path, bundle: Bundle, unlike: float) -> str:
+    return (
+        f"{corpus}: {unlike:.0%} of these pictures are unlike those that encoder and SAE of bundle {bundle.name!r} "
+        "know. Features would be named and scored by an encoder that does not understand what it sees, and the scores "
+        "would look good all the same. Use a bundle made for such pictures (docs/bundles.md), or add "
+        "--accept-foreign to go on: the library is then marked, and the SAE keeps its statistics"
+    )
 
 
 def _opened(bundle_directory: Path, corpus_directory: Path) -> tuple[Bundle, SparseAutoencoder, EmbeddingCorpus]:

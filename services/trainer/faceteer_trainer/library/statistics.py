@@ -32,6 +32,8 @@ from faceteer_trainer.library.staging import commit, part_revision, seal_staged,
 from faceteer_trainer.sae.statistics import NOVELTY_ROWS
 
 _LIBRARY = "library/library.sqlite"
+# Pictures of a corpus that are compared with the SAE's own.
+_JUDGED = 2000
 
 
 def write_statistics(
@@ -50,6 +52,20 @@ def write_statistics(
     save_statistics(directory, statistics)
     norms = np.linalg.norm(sample, axis=1)
     update_metadata(directory, {"embedding_statistics": embedding_statistics(norms, measured.l0)})
+
+
+def share_unlike(
+    corpus: EmbeddingCorpus, sae: SparseAutoencoder, store: ActivationStore, statistics: FeatureStatistics | None
+) -> float:
+    """The share of a corpus' pictures that are unlike those the SAE's statistics are of; 0 where these do not say."""
+    if statistics is None or statistics.novelty is None or statistics.embedding_mean is None:
+        return 0.0
+    novelty, mean = statistics.novelty, statistics.embedding_mean
+    rows = np.unique(np.linspace(0, len(corpus) - 1, min(len(corpus), _JUDGED)).astype(np.int64))
+    x = corpus.rows(rows)
+    errors = _squared_errors(x, store.rows(rows), sae)
+    scores = [novelty.score(float(error), one - mean) for error, one in zip(errors, x, strict=True)]
+    return float(np.mean(np.array(scores) > novelty.limit[0]))
 
 
 def learn_novelty(bundle_directory: Path, corpus_directory: Path, device: str = "cpu") -> Novelty:
@@ -96,11 +112,16 @@ def _novelty(
     x: npt.NDArray[np.float32], active: Active, sae: SparseAutoencoder, mean: npt.NDArray[np.float32]
 ) -> Novelty | None:
     """Learnt from embeddings [m, d] and the features that fire on them."""
+    return Novelty.fit(x, _squared_errors(x, active, sae), mean)
+
+
+def _squared_errors(x: npt.NDArray[np.float32], active: Active, sae: SparseAutoencoder) -> npt.NDArray[np.float64]:
+    """||x - x_hat||^2 of each, [m]."""
     errors = np.empty(len(x))
     for row, one in enumerate(x):
         fired = slice(active.indptr[row], active.indptr[row + 1])
         errors[row] = np.square(one - sae.decode(active.indices[fired], active.values[fired])).sum()
-    return Novelty.fit(x, errors, mean)
+    return errors
 
 
 def _sampled(corpus: EmbeddingCorpus) -> npt.NDArray[np.int64]:

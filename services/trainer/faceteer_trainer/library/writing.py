@@ -15,6 +15,7 @@ import numpy as np
 from faceteer_library.writer import ExampleRow, FeatureRow, LibraryWriter
 from faceteer_runtime.icons import TEMPLATE, pack_template
 from faceteer_sae.model import SparseAutoencoder
+from faceteer_sae.statistics import FeatureStatistics
 
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
 from faceteer_trainer.library.activations import ActivationStore
@@ -26,6 +27,10 @@ from faceteer_trainer.library.templates import plainest
 _CHOSEN_AT_ONCE = 512
 # Cosine of the embeddings, with the corpus' mean taken off, above which two pictures count as the same one.
 SAME = 0.98
+# The fact in the meta of a library whose corpus is unlike the SAE's own: the share of pictures that are.
+FOREIGN = "foreign_corpus"
+# From here on a corpus counts as unlike.
+MOST_UNLIKE = 0.5
 QUANTILES = ((0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0.0, 0.25))
 
 
@@ -106,11 +111,20 @@ def write_library(
     settings: BuildSettings,
     report: Report,
     device: str = "cpu",
+    kept: FeatureStatistics | None = None,
+    unlike: float = 0.0,
 ) -> None:
-    """Writes the library file, whole or not at all."""
+    """Writes the library file, whole or not at all.
+
+    With ``kept``, the statistics that the SAE goes on having, the 99th percentiles are theirs, and what never fired
+    there counts as never fired here. ``unlike``: the share of pictures unlike the SAE's own corpus.
+    """
     spread = measured.spread
     quantiles = {"p50": spread.quantile(0.5), "p99": measured.p99}
     mean, share = spread.mean(), measured.firing_share
+    if kept is not None:
+        quantiles["p99"] = kept.p99
+        share = np.where(kept.p99 > 0, share, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with LibraryWriter(
         path,
@@ -137,6 +151,8 @@ def write_library(
             )
             if feature % 4096 == 0:
                 report("writing statistics", feature / sae.d_sae)
+        if unlike > MOST_UNLIKE:
+            writer.meta(FOREIGN, f"{unlike:.3f}")
         writer.meta(TEMPLATE, pack_template(plainest(corpus.rows(_evenly(len(corpus))))))
         alive = np.flatnonzero(spread.count)
         for relation, relatives in (
