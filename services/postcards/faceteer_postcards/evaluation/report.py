@@ -157,8 +157,14 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         f"{interval(steering['by_label']['ablate']['still_shown'])} % by label, "
         f"{interval(steering['ablate']['still_shown'])} % by index (nothing takes its place, so the decoder chooses), "
         f"other factors kept {interval(steering['by_label']['ablate']['kept'])} % by label.", "",
-        f"Transfer (B differs from A in one factor; the difference is applied to C): reached "
-        f"{interval(steering['transfer']['reached'])} %, kept {interval(steering['transfer']['kept'])} %.", "",
+        "Transfer: B differs from A in one factor, or in three; what leads from A to B is carried onto C, which lacks",
+        "B's values of them, by `transfer` with its default coverage. C shares A's values of these factors, or has any",
+        "but B's, which must then give way. Other factors kept: as judged before.", "",
+        *_table(["factors", "C", "reached %", "all at once %", "other factors kept %"], [
+            [factors, {"shared": "shares A's values", "free": "has its own"}[condition], interval(entry["reached"]),
+             interval(entry["all_reached"]), interval(entry["kept"])]
+            for factors, conditions in steering["transfer"].items() for condition, entry in conditions.items()
+        ]),
         *_table(["stacked switches", "by label: targets reached %", "all at once %", "other factors kept %",
                  "by index: targets reached %", "all at once %"], [
             [edits, interval(entry["reached"]), interval(entry["all_reached"]),
