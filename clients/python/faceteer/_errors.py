@@ -100,6 +100,12 @@ class ImageTooLargeError(InvalidArgumentError):
     """The picture has more pixels or bytes than the server's limit."""
 
 
+def name_picture(error: FaceteerError, name: str) -> None:
+    """Puts a picture's name before what is wrong with it; the server, which gets bytes, cannot know it."""
+    if isinstance(error, UnreadableImageError | ImageTooLargeError):
+        error.message = f"{name}: {error.message}"
+
+
 class BatchTooLargeError(InvalidArgumentError):
     """More items than one call may hold."""
 

@@ -55,7 +55,7 @@ class Preprocessor:
         """Decodes, resizes and crops one picture.
 
         Args:
-            data: a whole PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF file.
+            data: a whole file, as :func:`faceteer_runtime.image_files.read_image` takes it.
 
         Returns:
             uint8 [height, width, 3], sRGB as stored; EXIF orientation applied, transparency laid on white, 16 bits a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import struct
 from collections.abc import Callable
@@ -12,7 +13,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from faceteer_runtime.errors import FaceteerError, ImageTooLarge, UnreadableImage
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+def _heif() -> tuple[str, ...]:
+    """HEIF where pillow-heif is installed, an extra: it brings an HEVC decoder, whose licence and patents not everybody
+    wants.
+    """
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
+    except ImportError:
+        return ()
+    return ("HEIF",)
+
+
+# Opening any of them reads the header and decodes nothing.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *_heif())
+# The brands by which a HEIC file names itself (ISO/IEC 23008-12, annex B; mif1 and msf1 may hold other codecs).
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+_NO_HEIC = (
+    "is a HEIC file, as iPhones write them, which this server does not read: send it as JPEG, or have the server's "
+    "operator install faceteer-runtime[heic]"
+)
 
 
 def read_image(
@@ -27,7 +49,7 @@ def read_image(
     """Decodes one image and fits it to what a model takes. Slow enough to be kept off an event loop.
 
     Args:
-        data: a whole PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF file.
+        data: a whole PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF or AVIF file, or HEIC with pillow-heif.
         fit: resizes and crops, RGB to RGB.
         field: the request's field, for errors.
         max_bytes: most bytes of the file.
@@ -56,6 +78,8 @@ def read_image(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageTooLarge(field, f"more than {max_pixels} pixels; send a smaller one") from None
     except UnidentifiedImageError:
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+            raise UnreadableImage(field, _NO_HEIC if "HEIF" not in FORMATS else "is a damaged HEIC file") from None
         raise UnreadableImage(field, f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
     except Exception as error:
         # Pillow's decoders raise nearly everything on damaged files: OSError, SyntaxError, struct.error, EOFError …

@@ -101,7 +101,11 @@ def test_formats_and_modes_become_the_same_rgb() -> None:
     plain = picture(3, 80)
     for format_ in FORMATS:
         lossless = {"WEBP": {"lossless": True}}.get(format_, {})
-        if format_ != "JPEG":
+        if format_ in ("AVIF", "HEIF"):
+            # Smooth, because both halve the colours' resolution.
+            smooth = plain.resize((4, 4)).resize((80, 80))
+            assert same(saved(smooth, format_, quality=95), smooth, 12), format_
+        elif format_ != "JPEG":
             flat = plain.quantize(200).convert("RGB") if format_ == "GIF" else plain
             assert same(saved(flat, format_, **lossless), flat), format_
     assert same(saved(plain, "JPEG", quality=98, subsampling=0), plain, 6)
@@ -151,6 +155,31 @@ def test_one_pixel_is_a_picture() -> None:
     pixels = PREPROCESSOR.pixels(saved(Image.new("RGB", (1, 1), (9, 90, 200))))
     assert pixels.shape == (48, 48, 3)
     assert (pixels == (9, 90, 200)).all()
+
+
+@pytest.mark.parametrize("format_", ["AVIF", "HEIF"])
+def test_phones_pictures_are_read_within_the_same_bounds(format_: str) -> None:
+    if format_ == "HEIF":
+        pytest.importorskip("pillow_heif")
+    big, decoded = saved(noise(300, 300), format_), []
+    small = Preprocessor({"size": 48}, max_bytes=1_000_000, max_pixels=300 * 300 - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "load", lambda image: decoded.append(image))
+        with pytest.raises(ImageTooLarge, match="300 x 300 pixels"):
+            small.pixels(big)
+    assert not decoded
+    with pytest.raises(ImageTooLarge, match="bytes"):
+        Preprocessor({"size": 48}, max_bytes=len(big) - 1, max_pixels=10**6).pixels(big)
+    with pytest.raises(UnreadableImage):
+        PREPROCESSOR.pixels(cut(big, 0.5))
+
+
+def test_without_its_decoder_a_heic_file_is_refused_by_what_it_is_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("faceteer_runtime.image_files.FORMATS", ("PNG", "JPEG"))
+    with pytest.raises(UnreadableImage, match=r"is a HEIC file, as iPhones write them.* send it as JPEG"):
+        PREPROCESSOR.pixels(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100))
 
 
 def cut(data: bytes, share: float) -> bytes:

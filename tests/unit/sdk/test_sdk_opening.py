@@ -158,6 +158,15 @@ def test_bytes_that_the_server_cannot_read_name_the_field(either: Any) -> None:
     assert raised.value.field == "input.image"
 
 
+def test_a_file_that_is_no_picture_is_named(either: Any, tmp_path: Path) -> None:
+    path = tmp_path / "IMG_1234.HEIC"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(faceteer.UnreadableImageError, match=r"^IMG_1234\.HEIC: "):
+        either.open(path)
+    with pytest.raises(faceteer.UnreadableImageError, match=r"^item 0: IMG_1234\.HEIC: "):
+        either.encode([path])
+
+
 def test_status_says_what_runs_and_whether_it_is_well(either: Any, server: FakeServer) -> None:
     from grpc_health.v1 import health_pb2
 

@@ -23,6 +23,7 @@ from faceteer.v1 import encoder_pb2, encoder_pb2_grpc
 from faceteer_encoder.service import build
 from faceteer_encoder.settings import EncoderSettings
 from faceteer_postcards.synthetic import SparseMixtures
+from faceteer_runtime.image_files import FORMATS
 from faceteer_runtime.server import start
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import EmbeddingCorpus
@@ -116,7 +117,7 @@ def test_names_captions_and_thumbnails_lie_beside_and_bad_pictures_are_recorded(
     bad = [json.loads(line) for line in (unbroken / "bad.jsonl").read_text().splitlines()]
     assert {line["name"]: line["reason"].split(" (")[0] for line in bad} == {
         "broken.jpg": "is damaged or cut off",
-        "text.png": "is not a PNG, JPEG, WEBP, GIF, BMP or TIFF file",
+        "text.png": f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file",
     }
     assert (corpus.card.n_bad, corpus.card.name, len(corpus)) == (2, "test", N)
     assert not list(unbroken.glob("bad-*")) + list(unbroken.glob("*.part"))
@@ -317,3 +318,31 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_left_half_written(
     assert not (out / file).exists()
     main(command(pictures, tiny_bundle, out))
     assert files(out) == files(unbroken)
+
+
+def test_what_was_left_out_and_passed_over_is_counted_and_said(
+    pictures: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("faceteer_runtime.image_files.FORMATS", ("PNG", "JPEG"))
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    for name in ("a.png", "b.PNG"):
+        (folder / name).write_bytes((pictures / "p0.png").read_bytes())
+    (folder / "a.txt").write_text("a caption")
+    for name in ("IMG_1.HEIC", "IMG_2.heic"):
+        (folder / name).write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100))
+    for name in ("IMG_3.MOV", "IMG_4.mov", "raw.cr2", "README"):
+        (folder / name).write_bytes(b"something")
+    for _ in range(2):
+        main(command(folder, tiny_bundle, tmp_path / "out"))
+        said = capsys.readouterr().out
+        assert "2 pictures in 1 shards" in said
+        assert "2 bad ones left out" in said
+        assert "left out 2: is a HEIC file, as iPhones write them" in said
+        assert "passed over 4 files that are no pictures: 2 .mov, 1 .cr2, 1 no ending" in said.replace(
+            "1 no ending, 1 .cr2", "1 .cr2, 1 no ending"
+        )

@@ -15,7 +15,7 @@ from faceteer._async.editing import AsyncEdit
 from faceteer._async.encoding import AsyncEncoder
 from faceteer._async.features import AsyncFeatureLibrary
 from faceteer._async.photo import AsyncPhoto
-from faceteer._errors import FaceteerError, invalid
+from faceteer._errors import FaceteerError, invalid, name_picture
 from faceteer._models.difference import Difference, FeatureDifference
 from faceteer._models.edits import FeatureEdit
 from faceteer._models.photo import OpenedPhoto
@@ -254,7 +254,11 @@ class AsyncClient(AsyncEncoder):
             raise invalid("max_features", f"{max_features} is negative; 0 keeps all that fire")
         attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
         request = studio_pb2.OpenImageRequest(input=source, max_features=max_features)
-        answer = await self._connection.call(OPEN_IMAGE, request, attempts)
+        try:
+            answer = await self._connection.call(OPEN_IMAGE, request, attempts)
+        except FaceteerError as error:
+            name_picture(error, name)
+            raise
         return AsyncPhoto(self._connection, OpenedPhoto.from_proto(answer, name=name, data=data))
 
     async def _health(self, service: str, attempts: Attempts) -> str:

@@ -31,7 +31,7 @@ def picture_bytes(picture: Picture) -> bytes:
         return Path(picture).read_bytes()
     if isinstance(picture, bytes | bytearray | memoryview):
         if not len(picture):
-            raise invalid("picture", "no bytes at all; pass a whole PNG, JPEG, WebP, GIF, BMP or TIFF file")
+            raise invalid("picture", "no bytes at all; pass a whole PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file")
         return bytes(picture)
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from faceteer._errors import DeadlineExceededError, FaceteerError, UnavailableError, UnreadableImageError, invalid
+from faceteer._errors import (
+    DeadlineExceededError,
+    FaceteerError,
+    UnavailableError,
+    UnreadableImageError,
+    invalid,
+    name_picture,
+)
 from faceteer._models.pictures import picture_name
 from faceteer._models.tensors import to_array
 from faceteer._sync.connection import Connection, read_picture
@@ -68,6 +76,8 @@ class Bulk:
         self._answered = 0
         # Read, without a final answer: what a new stream sends again. Those sent on the current stream are in flight.
         self._pending: dict[int, bytes] = {}
+        # Of the pending pictures, what their files are called, for errors.
+        self._names: dict[int, str] = {}
         self._in_flight: set[int] = set()
         self._item_tries: dict[int, Attempts] = {}
         # Seconds before the next stream, where a picture met a full queue.
@@ -146,6 +156,8 @@ class Bulk:
         index, self._next = self._next, self._next + 1
         try:
             self._pending[index] = read_picture(picture)
+            if isinstance(picture, str | os.PathLike):
+                self._names[index] = picture_name(picture)
         except FaceteerError as error:
             self._failed(index, error)
             return None
@@ -165,6 +177,7 @@ class Bulk:
         self._attempts.progress()
         if result.WhichOneof("result") != "error":
             del self._pending[index]
+            self._names.pop(index, None)
             self._rows[index] = to_array(result.embedding.embeds)
             self._count()
             return
@@ -174,6 +187,8 @@ class Bulk:
             # The picture stays pending for the next stream.
             self._pause = max(self._pause or 0.0, tries.pause(error))
         except FaceteerError:
+            if name := self._names.pop(index, ""):
+                name_picture(error, name)
             self._failed(index, error)
 
     def _failed(self, index: int, error: FaceteerError) -> None:

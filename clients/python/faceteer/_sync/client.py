@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from google.protobuf import wrappers_pb2
 
-from faceteer._errors import FaceteerError, invalid
+from faceteer._errors import FaceteerError, invalid, name_picture
 from faceteer._models.difference import Difference, FeatureDifference
 from faceteer._models.edits import FeatureEdit
 from faceteer._models.photo import OpenedPhoto
@@ -253,7 +253,11 @@ class Client(Encoder):
             raise invalid("max_features", f"{max_features} is negative; 0 keeps all that fire")
         attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
         request = studio_pb2.OpenImageRequest(input=source, max_features=max_features)
-        answer = self._connection.call(OPEN_IMAGE, request, attempts)
+        try:
+            answer = self._connection.call(OPEN_IMAGE, request, attempts)
+        except FaceteerError as error:
+            name_picture(error, name)
+            raise
         return Photo(self._connection, OpenedPhoto.from_proto(answer, name=name, data=data))
 
     def _health(self, service: str, attempts: Attempts) -> str:

@@ -16,7 +16,12 @@ import typer
 import faceteer
 from faceteer.cli import arguments, show
 
-Picture = Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, GIF, BMP or TIFF.", show_default=False)]
+Picture = Annotated[
+    Path,
+    typer.Argument(
+        help="A picture: PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF; HEIC where the server reads it.", show_default=False
+    ),
+]
 Top = Annotated[int, typer.Option("--top", min=1, help="Features to show.")]
 Feature = Annotated[str, typer.Argument(help="A label or an index.", show_default=False)]
 Coverage = Annotated[float, typer.Option("--coverage", help="The share of the difference to carry.")]

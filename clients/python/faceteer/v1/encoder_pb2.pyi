@@ -104,8 +104,9 @@ class EncodeImagesRequest(_message.Message):
     """The element type of the answer's embeds."""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Each a whole file: PNG, JPEG, WebP, GIF (first frame), BMP or TIFF. EXIF orientation is applied, transparency is laid
-        on white, 16-bit and CMYK are converted to 8-bit RGB. 1 to max_batch items. Never a URL or a path.
+        """Each a whole file: PNG, JPEG, WebP, GIF (first frame), BMP, TIFF, AVIF, or HEIC where the server's operator installed
+        what reads it. EXIF orientation is applied, transparency is laid on white, 16-bit and CMYK are converted to 8-bit RGB.
+        1 to max_batch items. Never a URL or a path.
         """
 
     def __init__(

@@ -11,6 +11,9 @@ from faceteer_trainer.corpus.embed import EmbedderSettings
 from faceteer_trainer.corpus.run import EmbedSettings, embed_corpus
 from faceteer_trainer.errors import JobError
 
+# Reasons for leaving pictures out that are printed; bad.jsonl has all.
+_MOST_REASONS = 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The job's options."""
@@ -40,7 +43,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise JobError(f"--thumbnails is {a.thumbnails}; give a size in pixels, or 0 for none")
     embedder = EmbedderSettings(os.path.abspath(a.bundle), a.dtype, a.batch, a.thumbnails, a.device)
     workers = a.workers or len(os.sched_getaffinity(0))
-    card = embed_corpus(a.images, a.out, EmbedSettings(embedder, a.shard_size, a.captions, a.name, workers, a.ray))
+    settings = EmbedSettings(embedder, a.shard_size, a.captions, a.name, workers, a.ray)
+    card, reasons, passed_over = embed_corpus(a.images, a.out, settings)
     rows = sum(shard.rows for shard in card.shards)
     bad = f", {card.n_bad} bad ones left out (see bad.jsonl)" if card.n_bad else ""
     print(f"{rows} pictures in {len(card.shards)} shards of {card.dtype} [{card.embed_dim}]{bad}: {a.out}")
+    for reason, count in reasons.most_common(_MOST_REASONS):
+        print(f"  left out {count}: {reason}")
+    if passed_over:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in passed_over.most_common())
+        print(f"  passed over {passed_over.total()} files that are no pictures: {kinds}")

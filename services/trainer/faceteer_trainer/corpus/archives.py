@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ class Archives:
         self.root = root
         self.description = f"pictures in {len(names)} tar files of {root.name}"
         self._names = names
+        self.passed_over: Counter[str] = Counter()
         self._captions = caption_suffixes(captions)
 
     def fingerprint(self) -> str:

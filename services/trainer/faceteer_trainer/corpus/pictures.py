@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import NamedTuple, Protocol
 
 from faceteer_trainer.errors import JobError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# With those that only some installations read: left out with a reason, rather than passed over.
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 # Captions are shown to people and supply vocabulary; a whole book beside a picture is a mistake.
 CAPTION_BYTES, _CAPTION_LENGTH = 1 << 18, 4000
 
@@ -48,6 +50,8 @@ class Source(Protocol):
 
     root: Path
     description: str
+    # Files passed over as no pictures, by ending, as the last reading of the list found them.
+    passed_over: Counter[str]
 
     def fingerprint(self) -> str:
         """Changes when a file is added, taken away, renamed or written to."""

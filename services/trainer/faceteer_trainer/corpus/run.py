@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from faceteer_trainer.corpus import ray_workers
 from faceteer_trainer.corpus.embed import Embedder, EmbedderSettings, Made, bad_name, pictures_name
@@ -43,7 +45,21 @@ class EmbedSettings:
     ray: str | None = None
 
 
-def embed_corpus(images: str, out: Path, settings: EmbedSettings) -> CorpusCard:
+class Embedded(NamedTuple):
+    """What embedding made of a source.
+
+    Attributes:
+        card: of the corpus.
+        reasons: why pictures were left out, and how many for each.
+        passed_over: files that are no pictures, by ending.
+    """
+
+    card: CorpusCard
+    reasons: Counter[str]
+    passed_over: Counter[str]
+
+
+def embed_corpus(images: str, out: Path, settings: EmbedSettings) -> Embedded:
     """Embeds what `images` names into `out`, or resumes where an earlier run stopped.
 
     Raises:
@@ -59,7 +75,9 @@ def embed_corpus(images: str, out: Path, settings: EmbedSettings) -> CorpusCard:
             raise JobError(f"{out}: holds a corpus that embed has not made; choose another --out")
         # With Ray this process only needs the revision, to check existing shards.
         with contextlib.closing(Embedder(settings.embedder, 1 if settings.ray else settings.workers)) as embedder:
-            return _embed(images, out, source, embedder, settings)
+            card = _embed(images, out, source, embedder, settings)
+        bad = (out / BAD).read_text(encoding="utf-8").splitlines()
+        return Embedded(card, Counter(json.loads(line)["reason"] for line in bad), source.passed_over)
 
 
 def _embed(images: str, out: Path, source: Source, embedder: Embedder, settings: EmbedSettings) -> CorpusCard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,9 +40,11 @@ class Folder:
         self.root = root
         self.description = f"pictures in folder {root.name}"
         self._captions = caption_suffixes(captions)
+        self.passed_over: Counter[str] = Counter()
 
     def fingerprint(self) -> str:
         """Of every picture's and caption's path, size and time of change."""
+        self.passed_over.clear()
         return fingerprint_of(
             (name, *((stat.st_size, stat.st_mtime_ns) for stat in (entry.stat() for entry in files)))
             for name, files in self._walk(self.root, "")
@@ -49,6 +52,7 @@ class Folder:
 
     def pieces(self) -> Iterator[Piece]:
         """One picture each."""
+        self.passed_over.clear()
         for name, _ in self._walk(self.root, ""):
             yield Piece("", 0, 1, [name])
 
@@ -74,6 +78,8 @@ class Folder:
                 stem = entry.name.rsplit(".", 1)[0]
                 beside = [by_name[f"{stem}.{end}"] for end in self._captions if f"{stem}.{end}" in by_name]
                 yield prefix + entry.name, [entry, *beside]
+            elif (ending := os.path.splitext(entry.name)[1].lower()).removeprefix(".") not in self._captions:
+                self.passed_over[ending or "no ending"] += 1
 
 
 def open_source(images: str, captions: str = "auto") -> Source:

@@ -5,6 +5,7 @@ Rows are read a few at a time, from the row groups that a piece touches.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ class Tables:
         self.root = root
         self.description = f"pictures in {len(names)} Parquet files of {root.name}"
         self._names = names
+        self.passed_over: Counter[str] = Counter()
         self._captions = captions
 
     def fingerprint(self) -> str:
