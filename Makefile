@@ -12,7 +12,7 @@ MUTATION_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 MEMBERS := clients/python[cli] services/runtime services/encoder[onnx] services/sae services/generator services/library \
-	services/studio services/trainer[ray,onnx] services/postcards
+	services/studio services/gateway services/trainer[ray,onnx] services/postcards
 # Constraints by environment variable: unlike -c it also replaces one that pip's own configuration may hold.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ def start_all_in_one(
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("FACETEER_")}
     with (directory / "all-in-one.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--reflection", *flags],
+            [*command, "--reflection", "--gateway-listen", "127.0.0.1:0", *flags],
             stdout=log,
             stderr=log,
             cwd=directory,
@@ -36,3 +37,9 @@ def start_all_in_one(
             raise AssertionError((directory / "all-in-one.log").read_text()[-3000:])
         time.sleep(0.1)
     return process, address
+
+
+def http_address(directory: Path) -> str:
+    """Where that process serves HTTP: http://127.0.0.1:PORT."""
+    (address,) = re.findall(r"serving HTTP at (http://[\w.:]+)", (directory / "all-in-one.log").read_text())
+    return str(address)

@@ -21,7 +21,7 @@ import yaml
 from redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("encoder", "sae", "generator", "library", "studio")
+OURS = ("encoder", "sae", "generator", "library", "studio", "gateway")
 
 
 def free_port() -> int:
@@ -53,12 +53,17 @@ class ComposeProcesses:
 
     def __post_init__(self) -> None:
         self.redis = RedisServer()
-        self._ports = {(name, port): free_port() for name in OURS for port in (50051, 9100)}
+        self._ports = {(name, port): free_port() for name in OURS for port in (50051, 9100, 8080)}
 
     @property
     def address(self) -> str:
         """The front door, host:port."""
         return f"127.0.0.1:{self._ports['studio', 50051]}"
+
+    @property
+    def http(self) -> str:
+        """The gateway, http://host:port."""
+        return f"http://{self.address_of('gateway', 8080)}"
 
     def address_of(self, service: str, port: int = 50051) -> str:
         return f"127.0.0.1:{self._ports[service, port]}"

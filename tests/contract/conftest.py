@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
-from all_in_one import start_all_in_one
+from all_in_one import http_address, start_all_in_one
 from compose_processes import ComposeProcesses, read_compose
 from faceteer.v1 import (
     encoder_pb2_grpc,
@@ -21,11 +21,12 @@ from faceteer.v1 import (
 from tiny_bundle import gate_feature
 
 
-def stubs(address: str) -> SimpleNamespace:
-    """A channel to ``address`` and a stub of each service on it."""
+def stubs(address: str, http: str) -> SimpleNamespace:
+    """A channel to ``address`` and a stub of each service on it; and where the same is served over HTTP."""
     channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", 64 << 20)])
     return SimpleNamespace(
         address=address,
+        http=http,
         channel=channel,
         encoder=encoder_pb2_grpc.EncoderServiceStub(channel),
         sae=sae_pb2_grpc.SaeServiceStub(channel),
@@ -57,11 +58,11 @@ def server(
     directory = tmp_path_factory.mktemp(request.param)
     if request.param == "all-in-one":
         process, address = start_all_in_one(gated_bundle, directory, FACETEER_LIBRARY_ACCESS_KEYS=KEY)
-        yield stubs(address)
+        yield stubs(address, http_address(directory))
         process.terminate()
         assert process.wait(30) == 0
     else:
         compose = read_compose()
         compose["library"]["environment"]["FACETEER_LIBRARY_ACCESS_KEYS"] = f"another-one,{KEY}"
         with ComposeProcesses(gated_bundle, directory, compose) as stack:
-            yield stubs(stack.address)
+            yield stubs(stack.address, stack.http)

@@ -33,6 +33,19 @@ class Metrics:
             **registry,
         )
         self.calls_in_flight = Gauge("faceteer_calls_in_flight", "Calls being answered.", **registry)
+        self.http_calls = Counter(
+            "faceteer_http_calls",
+            "Finished calls over HTTP, which the gateway took.",
+            (*method, "protocol", "code"),
+            **registry,
+        )
+        self.http_call_seconds = Histogram(
+            "faceteer_http_call_seconds",
+            "From a call's headers over HTTP to the last byte of the answer.",
+            method,
+            buckets=_SECONDS,
+            **registry,
+        )
         self.batch_size = Histogram(
             "faceteer_batch_size", "Items in a batch.", ("batcher",), buckets=_SIZES, **registry
         )

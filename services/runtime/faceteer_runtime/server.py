@@ -142,7 +142,11 @@ async def start(
         health = Health({service.name: service.is_serving for service in services})
         await health.register(server)
         if settings.reflection:
-            names = [*(service.name for service in services), "grpc.health.v1.Health", reflection.SERVICE_NAME]
+            names = [
+                *(service.name for service in services if service.grpc),
+                "grpc.health.v1.Health",
+                reflection.SERVICE_NAME,
+            ]
             reflection.enable_server_reflection(names, server)
         await server.start()
         started = True

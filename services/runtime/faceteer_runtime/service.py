@@ -17,9 +17,13 @@ async def _nothing() -> None:
     """Nothing to warm up or to close."""
 
 
+def _no_methods(server: grpc.aio.Server) -> None:
+    """Nothing to add to a server."""
+
+
 @dataclass
 class Service:
-    """One gRPC service, ready to be served.
+    """One gRPC service, ready to be served; or a part that serves in another way, and lives with the server.
 
     Attributes:
         name: full name, "faceteer.v1.EncoderService".
@@ -27,13 +31,15 @@ class Service:
         warm_up: runs the model once on a declared example; the service is NOT_SERVING until this has passed.
         close: frees what the service holds.
         is_serving: for a service that another process serves: whether it does now. None where this process answers.
+        grpc: whether it is a gRPC service, so that reflection shows it.
     """
 
     name: str
-    register: Callable[[grpc.aio.Server], None]
+    register: Callable[[grpc.aio.Server], None] = field(default=_no_methods)
     warm_up: Callable[[], Awaitable[None]] = field(default=_nothing)
     close: Callable[[], Awaitable[None]] = field(default=_nothing)
     is_serving: Callable[[], Awaitable[bool]] | None = None
+    grpc: bool = True
 
 
 @dataclass

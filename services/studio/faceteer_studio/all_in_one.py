@@ -1,4 +1,5 @@
-"""Every service in one process on one port: the same servicers and wiring, with calls between them in memory.
+"""Every service in one process on one port: the same servicers and wiring, with calls between them in memory; and the
+gateway, which serves them over HTTP on a second one.
 
 The plain front door never imports this, so its container needs no torch.
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import faceteer_gateway.service
 import grpc
 from faceteer_encoder.settings import EncoderSettings
+from faceteer_gateway.settings import GatewaySettings
 from faceteer_generator.settings import GeneratorSettings
 from faceteer_library.settings import LibrarySettings
 from faceteer_runtime.server import run
@@ -63,9 +66,25 @@ def build(resources: Resources) -> list[Service]:
     return build_with([settings.from_other(resources.settings) for settings in _SETTINGS], resources)
 
 
+def gateway_of(settings: GatewaySettings, resources: Resources) -> Service:
+    """The gateway, which calls this process at its own address, within the same event loop."""
+    # When it is closed, this process has let all calls finish already.
+    changes = {"gateway_studio_address": resources.address, "drain_seconds": min(settings.drain_seconds, 1.0)}
+    own = settings.model_copy(update=changes)
+    return faceteer_gateway.service.build(Resources(own, resources.bundle, resources.cache, resources.metrics))
+
+
 def main(argv: Sequence[str]) -> None:
     """Serves until told to stop. Every service's flags are understood."""
-    own, *others = parse_together((AllInOneSettings, *_SETTINGS), argv)
+    classes: list[type[ServiceSettings]] = [AllInOneSettings, GatewaySettings, *_SETTINGS]
+    own, gateway, *others = parse_together(classes, argv)
     # The process decides what they share: one address, one bundle, one cache.
     shared = {name: getattr(own, name) for name in ServiceSettings.model_fields}
-    run(own, lambda resources: build_with([each.model_copy(update=shared) for each in others], resources))
+
+    def build_all(resources: Resources) -> list[Service]:
+        services = build_with([each.model_copy(update=shared) for each in others], resources)
+        over_http = gateway.model_copy(update=shared)
+        assert isinstance(over_http, GatewaySettings)
+        return [*services, gateway_of(over_http, resources)]
+
+    run(own, build_all)

@@ -17,6 +17,7 @@ from faceteer.v1 import encoder_pb2, generator_pb2, library_pb2, sae_pb2
 from faceteer_runtime.errors import DeadlineExceeded, FaceteerError
 from faceteer_runtime.interceptors import ACCESS_KEY, REQUEST_ID_KEY
 from faceteer_runtime.request import enter_request, request_context
+from faceteer_runtime.upstream import CHANNEL_OPTIONS
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -28,15 +29,6 @@ SERVICES = {
     "generator": generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"],
     "library": library_pb2.DESCRIPTOR.services_by_name["LibraryService"],
 }
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),
-    # A service that restarts is found again within a second, not after gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 # Health needs no model: a service that takes longer hangs.
 _HEALTH_S = 2.0

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import grpc
 import grpc.aio
 from faceteer.v1 import errors_pb2
-from faceteer_runtime.errors import FaceteerError, UpstreamUnavailable
-from faceteer_runtime.status import DETAILS_KEY
-from google.protobuf.message import DecodeError
+from faceteer_runtime.errors import FaceteerError
+from faceteer_runtime.upstream import status_of
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 Fields = Mapping[str, str]
@@ -53,17 +50,7 @@ def from_item(item: errors_pb2.ItemError) -> FaceteerError:
 
 def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> FaceteerError:
     """What a failed call to ``service`` means for our caller."""
-    metadata: Any = error.trailing_metadata() or ()
-    details = dict(metadata).get(DETAILS_KEY)
-    if isinstance(details, bytes):
-        try:
-            return from_status(status_pb2.Status.FromString(details))
-        except DecodeError:
-            pass
-    code, text = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return UpstreamUnavailable(service, f"cannot be reached ({text})" if text else "cannot be reached", 1.0)
-    return from_status(status_pb2.Status(code=code.value[0], message=text or f"{service} failed"))
+    return from_status(status_of(error, service))
 
 
 def at_our_field(error: FaceteerError, fields: Fields) -> FaceteerError:
