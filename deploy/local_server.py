@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -74,10 +75,22 @@ def served(address: str) -> tuple[str, dict[str, str]] | None:
 
 
 def command(address: str, bundle: Path) -> list[str]:
+    # HTTP at its own default beside the default address, else at a free port, so that two servers can run.
+    own_port = address == DEFAULT_ADDRESS or "FACETEER_GATEWAY_LISTEN" in os.environ
     return [
         *(sys.executable, "-m", "faceteer_studio", "--all-in-one"),
         *("--listen", address, "--bundle", str(bundle), "--reflection"),
+        *(() if own_port else ("--gateway-listen", "127.0.0.1:0")),
     ]
+
+
+def http_address(log: Path) -> str | None:
+    """Where a server serves HTTP, by its log; None if it does not say."""
+    try:
+        found = re.findall(r"serving HTTP at (http://[^\s\"]+)", log.read_text(errors="replace"))
+    except OSError:
+        return None
+    return str(found[-1]) if found else None
 
 
 def wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Path, seconds: float = 120) -> None:
@@ -227,6 +240,9 @@ def _say_what_next(address: str, bundle: Path, ours: bool) -> None:
     example = next(iter(sorted((bundle / "examples").glob("*.png"))), "PICTURE")
     elsewhere = "" if address == DEFAULT_ADDRESS else f" --address {address}"
     print(f"Try:   .venv/bin/faceteer{elsewhere} open {example}")
+    http = http_address(_state(address, "log"))
+    if ours and http is not None:
+        print(f"HTTP:  {http}  (the same calls for browsers and curl: docs/gateway.md)")
     if ours:
         print("Stop:  make down" + ("" if address == DEFAULT_ADDRESS else f" ADDRESS={address}"))
 

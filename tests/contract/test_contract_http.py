@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
-from conftest import GATED, KEY
 from faceteer.v1 import studio_pb2
 from faceteer_gateway.upstream import SERVICES
 from google.protobuf.descriptor import MethodDescriptor
@@ -19,6 +18,8 @@ from http_client import Reply, ask, call, detail_bytes, envelope
 from rpc_errors import read_error
 from tiny_bundle import picture_bytes
 
+# As in conftest.py.
+GATED, KEY = 50, "open-sesame-for-tests"
 METHODS = [method for service in SERVICES for method in service.methods if not method.client_streaming]
 
 
