@@ -66,7 +66,7 @@ def test_a_picture_is_opened_and_edited_as_by_grpc(server: SimpleNamespace) -> N
     assert opened["embedding"] == expected["embedding"]
     assert opened["features"] == expected["features"]
     index = by_grpc.features[0].index
-    edits = [{"feature": {"index": index}, "operation": "OPERATION_ABLATE"}]
+    edits = [{"feature": {"index": index}, "operation": "EDIT_OPERATION_ABLATE"}]
     request = {"input": source, "edits": edits, "settings": {"steps": 2, "seeds": ["7"]}}
     reply = asyncio.run(
         ask(
