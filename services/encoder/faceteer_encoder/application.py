@@ -54,6 +54,7 @@ class EncoderApplication:
     ) -> None:
         self._preprocessor = preprocessor
         self._embed_dim = encoder.embed_dim
+        self.unknown_words = encoder.unknown_words
         self._revision = revision
         # The last digits depend on what does the arithmetic: two processes that differ in it must not share.
         self._precision = encoder.precision.encode()

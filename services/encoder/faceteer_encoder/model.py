@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from faceteer_encoder.preprocess import Preprocessor
 
 # Room beside the weights, measured at full size in bfloat16: 3.7 GB of weights, 4.5 GB at the largest moment.
 _HEADROOM = 1.25
+# Of a word of several tokens: fewer letters a token than this, and the tower cannot have learnt the word.
+_LETTERS_A_TOKEN = 3
 CONFIG, WEIGHTS, MERGES = "open_clip_config.json", "open_clip_model.safetensors", "bpe_simple_vocab.txt.gz"
 
 
@@ -84,6 +87,17 @@ class ClipEncoder:
         model: Any = self._model
         with torch.inference_mode():
             return _rows(model.encode_text(self._tokenizer(list(texts)).to(self._device)))
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """Words that the text tower was hardly trained on, told by its tokenizer.
+
+        Byte pairs are merged by how often they stood together in the captions: a common word is one token, a rarer one
+        two or three of several letters, and one that the captions never held falls into single letters.
+        """
+        if self._tokenizer is None:
+            return ()
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower()))
+        return tuple(word for word in words if not _is_known(self._tokenizer, word))
 
 
 def load_encoder(
@@ -189,6 +203,14 @@ def _build(model_cfg: dict[str, Any]) -> nn.Module:
         model_cfg["embed_dim"], model_cfg["vision_cfg"], bool(model_cfg.get("quick_gelu", False))
     )
     return towers
+
+
+def _is_known(tokenizer: open_clip.SimpleTokenizer, word: str) -> bool:
+    """Whether a word is one token, or a few of at least two letters each and three on average."""
+    pieces = [tokenizer.decoder[token].removesuffix("</w>") for token in tokenizer.encode(word)]
+    if len(pieces) <= 1:
+        return True
+    return min(map(len, pieces)) >= 2 and sum(map(len, pieces)) >= _LETTERS_A_TOKEN * len(pieces)
 
 
 def _rows(embeds: torch.Tensor) -> list[np.ndarray]:

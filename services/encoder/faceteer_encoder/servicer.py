@@ -57,8 +57,12 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._check("texts", len(request.texts), request.element_type)
         texts = [attempt(_text, text, f"texts[{at}]") for at, text in enumerate(request.texts)]
         encoded, cost = await self._application.encode_texts(texts)
+        results = [_result(one, request.element_type, f"texts[{at}]") for at, one in enumerate(encoded)]
+        for text, result in zip(texts, results, strict=True):
+            if isinstance(text, str):
+                result.unknown_words.extend(self._application.unknown_words(text))
         return encoder_pb2.EncodeTextsResponse(
-            results=[_result(one, request.element_type, f"texts[{at}]") for at, one in enumerate(encoded)],
+            results=results,
             execution=execution(self._card.revision, *cost),
         )
 

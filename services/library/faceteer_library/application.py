@@ -16,10 +16,11 @@ from faceteer_runtime.icons import STRENGTHS, TEMPLATE, unpack_template
 from faceteer_library.access import AccessPolicy, Visibility
 from faceteer_library.catalogue import Row
 from faceteer_library.filters import Filter
+from faceteer_library.naming import Match
 from faceteer_library.pages import Page
 from faceteer_library.person_labels import PersonLabels
 from faceteer_library.schema import RELATIONS
-from faceteer_library.store import Example, Facts, Hit, Store
+from faceteer_library.store import Example, Facts, Hit, Resolved, Store
 
 MAX_FEATURES, MAX_LABEL, MAX_WORDS = 1000, 120, 1000
 
@@ -44,11 +45,13 @@ class Detail(NamedTuple):
 
     Attributes:
         row: the feature.
+        match: how a name led to it.
         histogram_edges, histogram_counts: float32 [n], int64 [n].
         relatives: by relation (:data:`faceteer_library.schema.RELATIONS`): (index, label, score), best first.
     """
 
     row: Row
+    match: Match
     histogram_edges: np.ndarray
     histogram_counts: np.ndarray
     relatives: dict[str, Sequence[tuple[int, str, float]]]
@@ -109,11 +112,13 @@ class Library:
     def feature(self, reference: Reference, key: str) -> Detail:
         """One feature, whole. Raises UnknownFeature."""
         visible = self._access.named(key)
-        row = self._find(reference, visible)
+        row, match = self._find(reference, visible)
         relatives = {relation: self._store.relatives(row.index, relation, visible) for relation in RELATIONS}
-        return Detail(row, *self._store.histogram(row.index), relatives)
+        return Detail(row, match, *self._store.histogram(row.index), relatives)
 
-    def features(self, references: Sequence[Reference], allow_missing: bool, key: str) -> tuple[list[Row], list[int]]:
+    def features(
+        self, references: Sequence[Reference], allow_missing: bool, key: str
+    ) -> tuple[list[Resolved], list[int]]:
         """Many features, in order, and the places in ``references`` of those that are left out.
 
         Raises:
@@ -125,11 +130,11 @@ class Library:
         if len(references) > MAX_FEATURES:
             raise BatchTooLarge("features", len(references), MAX_FEATURES)
         visible = self._access.named(key)
-        rows = self._store.get_many([reference.feature for reference in references], visible)
-        missing = [at for at, row in enumerate(rows) if row is None]
+        found = self._store.get_many([reference.feature for reference in references], visible)
+        missing = [at for at, one in enumerate(found) if one is None]
         if missing and not allow_missing:
             self._find(references[missing[0]], visible)
-        return [row for row in rows if row is not None], missing
+        return [one for one in found if one is not None], missing
 
     def list(self, criteria: Criteria, order: str, page: Page) -> tuple[Sequence[Row], int]:
         """Features in an order of :data:`faceteer_library.catalogue.ORDERS`, and how many match in all."""
@@ -145,10 +150,14 @@ class Library:
             raise InvalidField("words_embeds.data", "must not be all zero")
         return self._store.search(words, criteria.filter, *page, embeds, self._listed(criteria))
 
+    def nearly_spelt(self, words: str, criteria: Criteria) -> Sequence[str]:
+        """At most five labels that the words may be a misspelling of, closest first."""
+        return self._store.nearly_spelt(words, self._listed(criteria))
+
     def similar(self, reference: Reference, criteria: Criteria, page: Page) -> tuple[Sequence[Hit], int]:
         """Features like one. Raises UnknownFeature."""
         listed = self._listed(criteria)
-        row = self._find(reference, self._access.named(criteria.key))
+        row, _ = self._find(reference, self._access.named(criteria.key))
         return self._store.similar(row.index, criteria.filter, *page, listed)
 
     def firing(
@@ -159,7 +168,7 @@ class Library:
 
     def examples(self, reference: Reference, selection: str, page: Page, key: str) -> tuple[Sequence[Example], int]:
         """Pictures on which a feature fires, and how many are kept. Raises UnknownFeature."""
-        row = self._find(reference, self._access.named(key))
+        row, _ = self._find(reference, self._access.named(key))
         return self._store.examples(row.index, *page, selection)
 
     def icon(self, reference: Reference, key: str) -> Icon:
@@ -169,7 +178,7 @@ class Library:
             IconNotMade: neither: the library has no template, or the feature never fired and so has no strengths.
             UnknownFeature: there is no such feature.
         """
-        row = self._find(reference, self._access.named(key))
+        row, _ = self._find(reference, self._access.named(key))
         stored = self._store.icon(row.index)
         if stored is not None:
             return Icon(row.index, stored[1], webp=stored[0])
@@ -194,18 +203,19 @@ class Library:
             if len(text) > MAX_LABEL or not text.isprintable():
                 raise InvalidField(name, f"must be one line of at most {MAX_LABEL} printable characters")
         visible = self._access.named(key)
-        row = self._find(reference, visible)
+        # A word that merely means the feature must not rename it.
+        row, _ = self._find(reference, visible, by_label=True)
         try:
             self._labels.set(row.index, label, author)
         except OSError as error:
             raise NotWritable(str(error)) from error
         return self._store.get(row.index, visible)
 
-    def _find(self, reference: Reference, visible: Visibility) -> Row:
+    def _find(self, reference: Reference, visible: Visibility, *, by_label: bool = False) -> Resolved:
         try:
             if isinstance(reference.feature, int):
-                return self._store.get(reference.feature, visible)
-            return self._store.resolve(reference.feature, visible)
+                return Resolved(self._store.get(reference.feature, visible), Match())
+            return self._store.resolve(reference.feature, visible, by_label=by_label)
         except UnknownFeature as error:
             raise error.at(reference.field) from None
 

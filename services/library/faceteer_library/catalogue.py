@@ -6,6 +6,7 @@ At 163,840 features it takes about 40 MB, and a filter, an order and a count cos
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from faceteer_library.access import Visibility
+from faceteer_library import standing
+from faceteer_library.access import EVERYTHING, Visibility
 from faceteer_library.schema import CAUSAL_JUDGES
-from faceteer_library.texts import Texts, fold
+from faceteer_library.texts import Texts
+from faceteer_library.words import fold
 
 SOURCES = ("", "automatic", "model", "person")
 _PERSON = SOURCES.index("person")
@@ -36,7 +39,11 @@ _SCORES = ("detection_score", "detection_balanced_accuracy", "causal_score")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One feature as it is shown: a person's label before an automatic one. The scores are the shown label's."""
+    """One feature as it is shown: a person's label before an automatic one. The scores are the shown label's.
+
+    ``label_rank`` of the ``label_count`` features that the caller sees with this label, the one that the label means
+    being the first; both 0 without a label.
+    """
 
     index: int
     label: str
@@ -52,6 +59,8 @@ class Row:
     safety_class: str
     detection_balanced_accuracy: float | None
     terms: tuple[str, ...]
+    label_rank: int = 0
+    label_count: int = 0
 
 
 class Terms(NamedTuple):
@@ -98,6 +107,7 @@ class Catalogue:
         self.renamed = np.zeros(0, np.int64) if renamed is None else renamed
         """Places with a person's label, which stands instead of the automatic one and its other words."""
         self._orders: dict[str, np.ndarray] = {}
+        self._label_places: dict[tuple[bool, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def read(cls, rows: Iterable[Sequence[Any]]) -> Catalogue:
@@ -187,18 +197,41 @@ class Catalogue:
         return sum(len(texts) for texts in self.texts)
 
     @cached_property
-    def lengths(self) -> np.ndarray:
-        """Words in each text, int32 [texts]."""
-        return np.concatenate([texts.lengths for texts in self.texts])
+    def letters(self) -> np.ndarray:
+        """Letters in each text, int32 [texts]; at least 1."""
+        return np.concatenate([texts.letters for texts in self.texts])
+
+    @cached_property
+    def weak(self) -> np.ndarray:
+        """Bool [n], features that a name means only where no other has it: :mod:`faceteer_library.standing`."""
+        return standing.weak(self.figures, self.sources == _PERSON)
 
     @cached_property
     def quality(self) -> np.ndarray:
-        """Float64 [n] in (0, 1], unequal: the better predicting label is ahead, then the more often firing feature."""
-        scores = np.nan_to_num(self.figures["detection_score"], nan=-1.0)
-        order = np.lexsort((-self.indices, self.figures["firing_share"], scores))
+        """Float64 [n] in (0, 1], unequal: higher for what a shared name means first."""
+        order = standing.order(self.indices, self.figures, self.sources == _PERSON)
         quality = np.empty(len(self))
-        quality[order] = np.arange(1, len(self) + 1) / max(len(self), 1)
+        quality[order] = np.arange(len(self), 0, -1) / max(len(self), 1)
         return quality
+
+    def label_places(self, visible: Visibility) -> tuple[np.ndarray, np.ndarray]:
+        """(rank, count), int32 [n] each: which of the visible features that share its label, in any case, each is."""
+        key = tuple(visible.sees(name) for name in self.class_names)
+        if key not in self._label_places:
+            seen = self.seen(visible)
+            shown = self.labels != 0 if seen is None else (self.labels != 0) & seen
+            first: dict[str, int] = {}
+            texts = itertools.chain.from_iterable(texts.texts for texts in self.texts)
+            same = np.fromiter((first.setdefault(fold(text), len(first)) for text in texts), np.int64, self.n_texts)
+            places = np.flatnonzero(shown)
+            labels = same[self.labels[places]]
+            order = np.lexsort((-self.quality[places], labels))
+            starts = np.searchsorted(labels[order], np.arange(len(first) + 1))
+            ranks, counts = np.zeros(len(self), np.int32), np.zeros(len(self), np.int32)
+            ranks[places[order]] = np.arange(len(order)) - starts[labels[order]] + 1
+            counts[places] = np.diff(starts)[labels]
+            self._label_places[key] = ranks, counts
+        return self._label_places[key]
 
     @cached_property
     def described(self) -> Terms:
@@ -216,8 +249,15 @@ class Catalogue:
             base += len(texts)
         return np.concatenate(parts)
 
-    def row(self, place: int) -> Row:
-        """One feature."""
+    def own_terms(self, place: int) -> np.ndarray:
+        """The numbers of a feature's other words; none where a person named it."""
+        if self.sources[place] == _PERSON:
+            return np.empty(0, np.int32)
+        return self.terms.numbers[self.terms.offsets[place] : self.terms.offsets[place + 1]]
+
+    def row(self, place: int, visible: Visibility = EVERYTHING) -> Row:
+        """One feature, as a caller sees it."""
+        ranks, counts = self.label_places(visible)
         figures: dict[str, Any] = {name: float(values[place]) for name, values in self.figures.items()}
         for name in _SCORES:
             if np.isnan(figures[name]):
@@ -230,6 +270,8 @@ class Catalogue:
             causal_judge=JUDGES[self.judges[place]] if figures["causal_score"] is not None else "",
             safety_class=self.class_names[self.classes[place]],
             terms=tuple(self.text(int(number)) for number in self.terms.numbers[start:end]),
+            label_rank=int(ranks[place]),
+            label_count=int(counts[place]),
             **figures,
         )
 

@@ -13,6 +13,7 @@ from faceteer_runtime.errors import InvalidField
 from faceteer_library.application import Reference
 from faceteer_library.catalogue import Row
 from faceteer_library.filters import Filter
+from faceteer_library.naming import Kind, Match
 
 SOURCES = {
     "": library_pb2.LABEL_SOURCE_UNSPECIFIED,
@@ -118,6 +119,18 @@ def to_feature(row: Row) -> library_pb2.Feature:
         causal_judge=JUDGES[row.causal_judge],
         safety_class=row.safety_class,
         terms=row.terms,
+        label_rank=row.label_rank,
+        label_count=row.label_count,
+    )
+
+
+def to_match(match: Match) -> edits_pb2.FeatureMatch | None:
+    """How a name led to a feature; None where there was no name."""
+    if match.kind == Kind.NONE:
+        return None
+    kind: Any = int(match.kind)
+    return edits_pb2.FeatureMatch(
+        kind=kind, text=match.text, strength=match.strength, sharing=match.sharing, note=match.note
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from faceteer.v1 import library_pb2, library_pb2_grpc, tensor_pb2
+from faceteer.v1 import edits_pb2, library_pb2, library_pb2_grpc, tensor_pb2
 from faceteer_runtime.errors import InvalidField, NotInBundle
 from faceteer_runtime.execution import execution
 from faceteer_runtime.request import request_context
@@ -19,6 +19,7 @@ from faceteer_library.messages import (
     to_activations,
     to_feature,
     to_filter,
+    to_match,
     to_reference,
     to_related,
 )
@@ -58,15 +59,20 @@ class LibraryServicer(library_pb2_grpc.LibraryServiceServicer):
             histogram_counts=found.histogram_counts.tolist(),
             **{relation: to_related(rows) for relation, rows in found.relatives.items()},
         )
-        return library_pb2.GetFeatureResponse(feature=to_feature(found.row), detail=detail, execution=self._ran())
+        return library_pb2.GetFeatureResponse(
+            feature=to_feature(found.row), detail=detail, execution=self._ran(), match=to_match(found.match)
+        )
 
     async def BatchGetFeatures(
         self, request: library_pb2.BatchGetFeaturesRequest, context: Any
     ) -> library_pb2.BatchGetFeaturesResponse:
         references = [to_reference(each, f"features[{at}]") for at, each in enumerate(request.features)]
-        rows, missing = await asyncio.to_thread(self._library.features, references, request.allow_missing, _key())
+        found, missing = await asyncio.to_thread(self._library.features, references, request.allow_missing, _key())
         return library_pb2.BatchGetFeaturesResponse(
-            features=[to_feature(row) for row in rows], missing=missing, execution=self._ran()
+            features=[to_feature(one.row) for one in found],
+            missing=missing,
+            execution=self._ran(),
+            matches=[to_match(one.match) or edits_pb2.FeatureMatch() for one in found],
         )
 
     async def ListFeatures(
@@ -88,9 +94,17 @@ class LibraryServicer(library_pb2_grpc.LibraryServiceServicer):
         self, request: library_pb2.SearchFeaturesRequest, context: Any
     ) -> library_pb2.SearchFeaturesResponse:
         page = read_page(request, default=50, most=1000)
-        hits, total = await self._search(request, _criteria(request.filter), page)
+        criteria = _criteria(request.filter)
+        hits, total = await self._search(request, criteria, page)
+        suggestions: Sequence[str] = ()
+        if not total and request.words.strip():
+            suggestions = await asyncio.to_thread(self._library.nearly_spelt, request.words, criteria)
         return library_pb2.SearchFeaturesResponse(
-            hits=[library_pb2.FeatureHit(feature=to_feature(hit.row), score=hit.score) for hit in hits],
+            hits=[
+                library_pb2.FeatureHit(feature=to_feature(hit.row), score=hit.score, match=to_match(hit.match))
+                for hit in hits
+            ],
+            suggestions=suggestions,
             next_page_token=next_token(request, page, total),
             total_size=total,
             execution=self._ran(),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_CANDIDATES, _LEAST = 50, 0.5
+# A slip of the keyboard in a word of five letters leaves a ratio of 0.8; "water" and "white" have 0.6.
+_CANDIDATES, _LEAST = 50, 0.72
 # Separates the letters of two texts: no text contains it.
 _BETWEEN = 0
 
@@ -60,7 +61,7 @@ class SpellingIndex:
         for candidate in (self._texts[at] for at in candidates if overlap[at] > 0):
             matcher.set_seq1(candidate.lower())
             # A text that holds the wanted word whole is near however long it is.
-            ratio = max(matcher.ratio(), 0.9 if wanted and wanted in candidate.lower() else 0.0)
+            ratio = max(matcher.ratio(), 0.9 if len(wanted) > 2 and wanted in candidate.lower() else 0.0)
             if ratio >= _LEAST:
                 scored.append((-ratio, candidate))
         return [candidate for _, candidate in sorted(scored)[:count]]

@@ -17,20 +17,30 @@ import numpy as np
 from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.errors import UnknownFeature
 
-from faceteer_library import search
+from faceteer_library import naming, search
 from faceteer_library.access import EVERYTHING, Visibility
 from faceteer_library.catalogue import FIGURES, Catalogue, Row
 from faceteer_library.filters import Filter
 from faceteer_library.label_embeddings import LabelEmbeddings
+from faceteer_library.naming import Kind, Match
 from faceteer_library.schema import SELECTIONS, VERSION, causal_columns, require_fts5
+from faceteer_library.semantic import SemanticIndex
 from faceteer_library.spelling import SpellingIndex
 
 
 class Hit(NamedTuple):
-    """A search's find; a higher score is better."""
+    """A search's find; a higher score is better. ``match`` is empty for a search that is not by words."""
 
     row: Row
     score: float
+    match: Match = Match()
+
+
+class Resolved(NamedTuple):
+    """The feature that a name means, and how it was found."""
+
+    row: Row
+    match: Match
 
 
 class Example(NamedTuple):
@@ -55,7 +65,7 @@ class Facts(NamedTuple):
 
 class _Snapshot(NamedTuple):
     catalogue: Catalogue
-    semantic: search.SemanticIndex | None
+    semantic: SemanticIndex | None
 
 
 class Store:
@@ -86,7 +96,7 @@ class Store:
         except (sqlite3.DatabaseError, ValueError) as error:
             raise BundleError(f"{path}: a damaged feature library ({error})") from None
         embeddings, own = self._embeddings, self._own.texts[0]
-        self._semantic = search.SemanticIndex(embeddings, labels, own) if embeddings is not None else None
+        self._semantic = SemanticIndex(embeddings, labels, own) if embeddings is not None else None
         self.size = len(self._own)
         self._lock = threading.Lock()
         self._labels_connection: sqlite3.Connection | None = None
@@ -121,44 +131,44 @@ class Store:
 
     def get(self, index: int, visible: Visibility = EVERYTHING) -> Row:
         """One feature. Raises UnknownFeature."""
-        (row,) = self.get_many([index], visible)
-        if row is None:
+        (found,) = self.get_many([index], visible)
+        if found is None:
             raise UnknownFeature(f"there is no feature {index} in this library")
-        return row
+        return found.row
 
-    def get_many(self, features: Sequence[int | str], visible: Visibility = EVERYTHING) -> list[Row | None]:
-        """Features by index or label, all of one moment; None for those that are not there."""
-        catalogue = self._current().catalogue
-        places = [
-            _labelled(catalogue, feature, visible) if isinstance(feature, str) else catalogue.place(feature)
+    def get_many(self, features: Sequence[int | str], visible: Visibility = EVERYTHING) -> list[Resolved | None]:
+        """Features by index or name, all of one moment; None for those that are not there."""
+        snapshot = self._current()
+        return [
+            _named(snapshot, feature, visible)
+            if isinstance(feature, str)
+            else _indexed(snapshot.catalogue, feature, visible)
             for feature in features
         ]
-        return [
-            catalogue.row(place) if place is not None and catalogue.sees(visible, place) else None for place in places
-        ]
 
-    def resolve(self, label: str, visible: Visibility = EVERYTHING) -> Row:
-        """The feature with this label, without regard to case; the best scored, then the most often firing, of several.
+    def resolve(self, name: str, visible: Visibility = EVERYTHING, *, by_label: bool = False) -> Resolved:
+        """The feature that a name means: :mod:`faceteer_library.naming`.
+
+        Args:
+            name: its label, another word for it, or a synonym of these.
+            visible: what the call may see.
+            by_label: take only a feature whose label it is.
 
         Raises:
-            UnknownFeature: with the nearest labels.
+            UnknownFeature: with the labels that are nearly spelt so.
         """
-        catalogue = self._current().catalogue
-        place = _labelled(catalogue, label, visible)
-        if place is not None:
-            return catalogue.row(place)
-        seen = catalogue.seen(visible)
-        in_use = np.zeros(catalogue.n_texts, bool)
-        in_use[catalogue.labels if seen is None else catalogue.labels[seen]] = True
-        in_use[0] = False
-        near: list[str] = []
-        base = 0
-        for texts in catalogue.texts:
-            near += texts.spelling.nearest(label[:120], in_use[base : base + len(texts)])
-            base += len(texts)
-        if len(catalogue.texts) > 1:
-            near = SpellingIndex(near).nearest(label[:120])
-        raise UnknownFeature(f"no feature is labelled {label[:120]!r}", near)
+        snapshot = self._current()
+        found = _named(snapshot, name, visible)
+        if found is not None and (found.match.kind == Kind.LABEL or not by_label):
+            return found
+        raise UnknownFeature(
+            f"no feature is called {name[:120]!r}, and none by a word that means the same",
+            _nearly_spelt(snapshot.catalogue, name, visible),
+        )
+
+    def nearly_spelt(self, words: str, visible: Visibility = EVERYTHING) -> Sequence[str]:
+        """At most five labels that differ from the words by a slip of the keyboard, closest first."""
+        return _nearly_spelt(self._current().catalogue, words, visible)
 
     def list(
         self, chosen: Filter, order: str, offset: int, size: int, visible: Visibility = EVERYTHING
@@ -169,7 +179,7 @@ class Store:
         places = catalogue.order(order)
         if kept is not None:
             places = places[kept[places]]
-        return [catalogue.row(int(place)) for place in places[offset : offset + size]], len(places)
+        return [catalogue.row(int(place), visible) for place in places[offset : offset + size]], len(places)
 
     def search(
         self,
@@ -183,7 +193,12 @@ class Store:
         """Features by words of labels and, with the words' embedding float32 [d], by meaning: :func:`search.search`."""
         catalogue, semantic = self._current()
         kept = _both(chosen.mask(catalogue), catalogue.seen(visible))
-        return _hits(catalogue, search.search(catalogue, words, embeds, semantic, kept, offset, size))
+        found = search.search(catalogue, words, embeds, semantic, kept, offset, size)
+        hits = []
+        for place, score in zip(found.places.tolist(), found.scores.tolist(), strict=True):
+            row = catalogue.row(place, visible)
+            hits.append(Hit(row, score, naming.match(catalogue, found.meeting, words, place, row.label_count)))
+        return hits, found.total
 
     def similar(
         self, index: int, chosen: Filter, offset: int, size: int, visible: Visibility = EVERYTHING
@@ -194,7 +209,7 @@ class Store:
         related = self._related(index, "nearest")
         places = [(catalogue.place(other), score) for other, score in related]
         hits = [(place, score) for place, score in places if place is not None and (kept is None or kept[place])]
-        return [Hit(catalogue.row(place), score) for place, score in hits[offset : offset + size]], len(hits)
+        return [Hit(catalogue.row(place, visible), score) for place, score in hits[offset : offset + size]], len(hits)
 
     def firing(
         self,
@@ -223,7 +238,7 @@ class Store:
         p99 = catalogue.figures["p99"][places]
         scores = np.divide(activations, p99, out=np.zeros(len(places)), where=p99 > 0)
         order = np.lexsort((places, -activations, -scores))[offset : offset + size]
-        return [Hit(catalogue.row(int(places[at])), float(scores[at])) for at in order], len(places)
+        return [Hit(catalogue.row(int(places[at]), visible), float(scores[at])) for at in order], len(places)
 
     def histogram(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Upper edges float32 [n] and counts int64 [n]."""
@@ -332,12 +347,40 @@ class Store:
         return connection.execute(query, values).fetchall()
 
 
-def _labelled(catalogue: Catalogue, label: str, visible: Visibility) -> int | None:
-    """The place of the best of the visible features with a label."""
-    numbers = catalogue.gather(lambda texts: texts.same(label))
-    scores = np.isin(catalogue.labels, numbers[numbers > 0]).astype(np.float64)
-    found = search.best(catalogue, scores, catalogue.seen(visible), 0, 1)
-    return int(found.places[0]) if found.total else None
+def _indexed(catalogue: Catalogue, index: int, visible: Visibility) -> Resolved | None:
+    place = catalogue.place(index)
+    if place is None or not catalogue.sees(visible, place):
+        return None
+    return Resolved(catalogue.row(place, visible), Match())
+
+
+def _named(snapshot: _Snapshot, name: str, visible: Visibility) -> Resolved | None:
+    """What a name means; never a feature that merely holds its words."""
+    catalogue = snapshot.catalogue
+    meeting = naming.meet(catalogue, name, None, None, whole=True)
+    scores = naming.scores(catalogue, meeting)
+    seen = catalogue.seen(visible)
+    if seen is not None:
+        scores[~seen] = 0.0
+    best = np.flatnonzero((scores > 0) & (scores == scores.max(initial=0.0)))
+    if not len(best):
+        return None
+    place = int(best[np.argmax(catalogue.quality[best])])
+    row = catalogue.row(place, visible)
+    return Resolved(row, naming.match(catalogue, meeting, name, place, row.label_count))
+
+
+def _nearly_spelt(catalogue: Catalogue, words: str, visible: Visibility) -> list[str]:
+    seen = catalogue.seen(visible)
+    in_use = np.zeros(catalogue.n_texts, bool)
+    in_use[catalogue.labels if seen is None else catalogue.labels[seen]] = True
+    in_use[0] = False
+    near: list[str] = []
+    base = 0
+    for texts in catalogue.texts:
+        near += texts.spelling.nearest(words[:120], in_use[base : base + len(texts)])
+        base += len(texts)
+    return SpellingIndex(near).nearest(words[:120]) if len(catalogue.texts) > 1 else near
 
 
 def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
@@ -345,10 +388,3 @@ def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | N
         return second if first is None else first
     both: np.ndarray = first & second
     return both
-
-
-def _hits(catalogue: Catalogue, found: search.Found) -> tuple[Sequence[Hit], int]:
-    hits = [
-        Hit(catalogue.row(int(place)), float(score)) for place, score in zip(found.places, found.scores, strict=True)
-    ]
-    return hits, found.total

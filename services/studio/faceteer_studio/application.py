@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from faceteer.v1 import (
@@ -28,14 +28,12 @@ from faceteer_runtime.errors import EmbeddingExpired, InvalidField, UnknownFeatu
 from faceteer_runtime.tensors import to_array, to_tensor
 
 from faceteer_studio.layout import Layout
+from faceteer_studio.names import by_index, features_of, label_warnings
 from faceteer_studio.ports import Call
 from faceteer_studio.upstream_errors import at_our_field, from_item
 from faceteer_studio.upstreams import Upstreams
 
 T = TypeVar("T")
-
-# BatchGetFeatures takes this many at once.
-_BATCH = 1000
 
 
 class Source(NamedTuple):
@@ -97,7 +95,7 @@ class Studio:
         source = await self.source(request.input, "input", call)
         encoding, execution = await self.encode_features(source.input, "input", request.max_features, call)
         fired = encoding.features
-        known = await self._features(fired.indices, call)
+        known = await features_of(fired.indices, call)
         scaled = fired.scaled or [0.0] * len(fired.indices)
         return studio_pb2.OpenImageResponse(
             embedding=source.embedding,
@@ -108,6 +106,8 @@ class Studio:
                     activation=activation,
                     scaled=strength,
                     firing_share=known[index].firing_share,
+                    label_rank=known[index].label_rank,
+                    label_count=known[index].label_count,
                 )
                 for index, activation, strength in zip(fired.indices, fired.activations, scaled, strict=True)
                 # Gated features are not listed; l0 still counts them.
@@ -130,13 +130,17 @@ class Studio:
         layout = Layout.of(request) if request.HasField("keep_layout") else None
         await self.upstreams.check_revisions(request.expected_revisions, call, draws=not request.report_only)
         source = await self.source(request.input, "input", call)
-        edits = await self._by_index(request.edits, call)
+        edits, matches = await by_index(request.edits, self.upstreams, call)
         answer = await self._edit(source, edits, "input", call, measure=not request.skip_measuring)
+        for outcome in answer.report.outcomes:
+            if outcome.feature_index in matches and not outcome.HasField("rival_of"):
+                outcome.match.CopyFrom(matches[outcome.feature_index])
         edited = studio_pb2.Edited(
             embedding=answer.embedding,
             report=answer.report,
             revisions=await self._revisions(call, encoder=source.execution, sae=answer.execution),
-            edits=edits,
+            # As they count: of two edits of one feature the last one, in the place of the first.
+            edits={edit.feature.index: edit for edit in edits}.values(),
             sae_execution=answer.execution,
         )
         yield studio_pb2.EditImageResponse(edited=edited)
@@ -173,7 +177,7 @@ class Studio:
         fields = {"source": start_field, "target": "source"}
         diff = await call.ports.sae.diff_features(difference, call, fields)
         edits, coverage = list(diff.edits), diff.coverage
-        known = await self._features([edit.feature.index for edit in edits], call)
+        known = await features_of([edit.feature.index for edit in edits], call)
         if not all(edit.feature.index in known for edit in edits):
             # What the caller may not set is not carried over either.
             edits = [edit for edit in edits if edit.feature.index in known]
@@ -260,43 +264,23 @@ class Studio:
         request = sae_pb2.EditEmbedsRequest(input=source.input, edits=edits, measure=measure)
         answer = await call.ports.sae.edit_embeds(request, call, {"input": field})
         outcomes, drifted = answer.report.outcomes, answer.report.drifted
+        warnings = answer.report.warnings
         mentioned = [outcome.feature_index for outcome in outcomes] + [drift.feature_index for drift in drifted]
-        known = await self._features(mentioned, call)
-        for at, outcome in enumerate(outcomes):
+        mentioned += [index for warning in warnings for index in warning.feature_indices]
+        known = await features_of(mentioned, call)
+        label_warnings(warnings, known)
+        for outcome in outcomes:
             if outcome.feature_index in known:
                 outcome.label = known[outcome.feature_index].label
             elif outcome.operation != edits_pb2.EDIT_OPERATION_ABLATE:
                 unknown = UnknownFeature(f"there is no feature {outcome.feature_index} in this library")
+                at = [edit.feature.index for edit in edits].index(outcome.feature_index)
                 raise unknown.at(f"edits[{at}].feature.index")
         for drift in drifted:
             if drift.feature_index in known:
                 drift.label = known[drift.feature_index].label
         self._keep(answer.embedding)
         return answer
-
-    async def _features(self, indices: Iterable[int], call: Call) -> dict[int, library_pb2.Feature]:
-        """By index, those that the caller may see. Not remembered: a person may relabel a feature at any time."""
-        found: dict[int, library_pb2.Feature] = {}
-        for batch in _batches(sorted(set(indices))):
-            references = [edits_pb2.FeatureRef(index=index) for index in batch]
-            request = library_pb2.BatchGetFeaturesRequest(features=references, allow_missing=True)
-            answer = await call.ports.library.batch_get_features(request, call)
-            found |= {feature.index: feature for feature in answer.features}
-        return found
-
-    async def _by_index(self, edits: Sequence[edits_pb2.Edit], call: Call) -> list[edits_pb2.Edit]:
-        """The same edits with labels resolved. Raises what the library does, at ``edits[i].feature.label``."""
-        resolved = list(edits)
-        labelled = [at for at, edit in enumerate(edits) if edit.feature.WhichOneof("feature") == "label"]
-        for batch in _batches(labelled):
-            request = library_pb2.BatchGetFeaturesRequest(features=[edits[at].feature for at in batch])
-            fields = {f"features[{place}]": f"edits[{at}].feature" for place, at in enumerate(batch)}
-            answer = await call.ports.library.batch_get_features(request, call, fields)
-            for at, feature in zip(batch, answer.features, strict=True):
-                resolved[at] = edits_pb2.Edit()
-                resolved[at].CopyFrom(edits[at])
-                resolved[at].feature.index = feature.index
-        return resolved
 
 
 async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -308,10 +292,6 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _batches(items: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
 
 
 async def _coverage(

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import logging
 
-from faceteer.v1 import encoder_pb2, library_pb2, tensor_pb2
+from faceteer.v1 import library_pb2, tensor_pb2
 from faceteer_runtime.cache import Cache
-from faceteer_runtime.errors import FaceteerError, IconNotMade, InvalidField
+from faceteer_runtime.errors import IconNotMade, InvalidField
 from faceteer_runtime.execution import execution
 from faceteer_runtime.tensors import to_array
 
 from faceteer_studio.application import Studio
 from faceteer_studio.icons import Icons
+from faceteer_studio.names import meaning_of
 from faceteer_studio.ports import Call
 
 _log = logging.getLogger(__name__)
-# How long a search waits for the words' embedding before it matches words alone.
-_ENCODER_S = 2.0
 
 
 class LibraryFront:
@@ -39,7 +38,7 @@ class LibraryFront:
                 features = await self._features(request.picture, call)
                 request.activations.CopyFrom(features)
             case "words" if not request.HasField("words_embeds") and request.words.strip():
-                embeds = await self._meaning(request.words, call)
+                embeds = await meaning_of(request.words, self._studio.upstreams, call)
                 if embeds is not None:
                     request.words_embeds.CopyFrom(embeds)
         return await call.ports.library.search_features(request, call)
@@ -75,19 +74,3 @@ class LibraryFront:
                 raise InvalidField("picture", "is empty; give embedding_id or embeds")
         encoding, _ = await self._studio.encode_features(picture, "picture", 0, call)
         return encoding.features
-
-    async def _meaning(self, words: str, call: Call) -> tensor_pb2.Tensor | None:
-        """The words' text embedding; None where there is none, and the search then matches words alone."""
-        remaining = call.time_remaining()
-        call = call.within(_ENCODER_S if remaining is None else min(_ENCODER_S, remaining / 2))
-        try:
-            encoder = await self._studio.upstreams.encoder.get(call)
-            library = await self._studio.upstreams.library.get(call)
-            if not (encoder.has_text_tower and library.searches_meaning):
-                return None
-            answer = await call.ports.encoder.encode_texts(encoder_pb2.EncodeTextsRequest(texts=[words]), call)
-        except FaceteerError as error:
-            _log.info("a search matches words alone: %s", error.reason)
-            return None
-        (result,) = answer.results
-        return result.embedding.embeds if result.WhichOneof("result") == "embedding" else None

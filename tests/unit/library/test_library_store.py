@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faceteer_library.naming import Kind
 from faceteer_library.person_labels import PersonLabels
 from faceteer_library.spelling import SpellingIndex
 from faceteer_library.store import Filter, Store
@@ -96,15 +97,19 @@ def test_operators_are_quoted() -> None:
     assert match_expression("'\"*()") == ""
 
 
-def test_a_label_is_resolved_without_regard_to_case_to_the_best_scored_then_the_most_often_firing(
+def test_a_label_is_resolved_without_regard_to_case_to_what_causes_most_then_to_what_fires_most(
     tmp_path: Path,
 ) -> None:
     with LibraryWriter(tmp_path / "l.sqlite", sae_revision="s", corpus="", n_pictures=1) as writer:
-        writer.feature(row(0, "night", detection_score=None, firing_share=0.9))
-        writer.feature(row(1, "night", detection_score=0.8, firing_share=0.1))
-        writer.feature(row(2, "Night", detection_score=0.8, firing_share=0.2))
+        writer.feature(row(0, "night", causal_score=0.5, firing_share=0.9))
+        writer.feature(row(1, "night", causal_score=0.93, firing_share=0.1))
+        writer.feature(row(2, "Night", causal_score=0.91, firing_share=0.2))
     store = Store(tmp_path / "l.sqlite", tmp_path / "labels.sqlite")
-    assert store.resolve(" NIGHT ").index == 2
+    meant, match = store.resolve(" NIGHT ")
+    assert (meant.index, meant.label_rank, meant.label_count) == (2, 1, 3)
+    assert (match.kind, match.strength, match.sharing) == (Kind.LABEL, 1.0, 3)
+    assert match.note == '3 features are called "Night"; #2 is meant, which fires on 20 % of pictures.'
+    assert [store.get(index).label_rank for index in (0, 1)] == [3, 2]
 
 
 def test_an_unknown_label_comes_with_near_ones(store: Store) -> None:
@@ -144,7 +149,7 @@ def test_a_persons_label_wins_is_found_at_once_and_can_be_taken_back(store: Stor
     assert found(store, "lighthouse") == []
     people.set(1, "lighthouse", "ada")
     assert (store.get(1).label, store.get(1).source) == ("lighthouse", "person")
-    assert store.resolve("Lighthouse").index == 1
+    assert store.resolve("Lighthouse").row.index == 1
     assert found(store, "light") == [1]
     assert 1 not in found(store, "snow"), "the automatic label is hidden"
     with pytest.raises(UnknownFeature):

@@ -156,15 +156,17 @@ class Library(Upstream, library_pb2_grpc.LibraryServiceServicer):
     async def BatchGetFeatures(self, request: Any, context: Any) -> library_pb2.BatchGetFeaturesResponse:
         self.note("BatchGetFeatures", request)
         assert 1 <= len(request.features) <= 1000
-        features = []
+        features, matches, missing = [], [], []
         for at, reference in enumerate(request.features):
             index = int(reference.label[1:]) if reference.label else reference.index
             if index == GATED:
+                missing.append(at)
                 if not request.allow_missing:
                     raise UnknownFeature("no such feature", ["f8"]).at(f"features[{at}].label")
             else:
                 features.append(library_pb2.Feature(index=index, label=f"f{index}", firing_share=index / 8))
-        return library_pb2.BatchGetFeaturesResponse(features=features)
+                matches.append(edits_pb2.FeatureMatch(note=f"f{index} is meant" if reference.label else ""))
+        return library_pb2.BatchGetFeaturesResponse(features=features, matches=matches, missing=missing)
 
 
 @pytest.fixture
@@ -425,7 +427,7 @@ async def test_labels_among_indices_are_resolved_in_batches(house: SimpleNamespa
     assert [one.feature.index for one in event.edited.edits] == list(range(8, 3500))
     assert [one.value for one in event.edited.edits] == list(range(8, 3500))
     assert [outcome.label for outcome in event.edited.report.outcomes] == [f"f{n}" for n in range(8, 3500)]
-    resolving = [asked for asked in house.library.asked("BatchGetFeatures") if not asked.allow_missing]
+    resolving = [asked for asked in house.library.asked("BatchGetFeatures") if asked.features[0].label]
     assert [len(asked.features) for asked in resolving] == [1000, 1000, 328]
     assert list(request.edits) == edits, "the request itself is left alone"
 
@@ -623,5 +625,5 @@ async def test_a_call_goes_through_three_files_of_the_studio_and_what_it_knows_o
         with files_entered(name if name != "TransferFeatures" else "transfer_features") as entered:
             await work()
         ours = {file for file in entered if file.startswith("faceteer_studio/")}
-        expected = {f"faceteer_studio/{name}.py" for name in ("servicer", "application", "ports", "upstreams")}
+        expected = {f"faceteer_studio/{name}.py" for name in ("servicer", "application", "ports", "upstreams", "names")}
         assert ours <= expected, name

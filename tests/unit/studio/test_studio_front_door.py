@@ -123,9 +123,12 @@ class Library(library_pb2_grpc.LibraryServiceServicer):
 
     async def BatchGetFeatures(self, request: Any, context: Any) -> library_pb2.BatchGetFeaturesResponse:
         labels = {"night": 3, "snow": 5}
-        features = []
+        features, missing = [], []
         for at, reference in enumerate(request.features):
             if reference.label and reference.label not in labels:
+                if request.allow_missing:
+                    missing.append(at)
+                    continue
                 raise UnknownFeature(f"no feature is labelled {reference.label!r}", ["night"]).at(
                     f"features[{at}].label"
                 )
@@ -135,7 +138,8 @@ class Library(library_pb2_grpc.LibraryServiceServicer):
             index = labels.get(reference.label, reference.index)
             label = next((label for label, i in labels.items() if i == index), "")
             features.append(library_pb2.Feature(index=index, label=label))
-        return library_pb2.BatchGetFeaturesResponse(features=features)
+        matches = [edits_pb2.FeatureMatch(text=feature.label) for feature in features]
+        return library_pb2.BatchGetFeaturesResponse(features=features, missing=missing, matches=matches)
 
 
 @contextlib.asynccontextmanager

@@ -84,9 +84,45 @@ EDIT_UNIT_RAW: EditUnit.ValueType  # 2
 """The SAE's own activation units."""
 Global___EditUnit: _TypeAlias = EditUnit  # noqa: Y015
 
+class _MatchKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MatchKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MATCH_KIND_UNSPECIFIED: _MatchKind.ValueType  # 0
+    """The feature was named by its index."""
+    MATCH_KIND_LABEL: _MatchKind.ValueType  # 1
+    """The name is its label, or another form of it (snowy: snow)."""
+    MATCH_KIND_OTHER_WORD: _MatchKind.ValueType  # 2
+    """The name is one of its other words (Feature.terms)."""
+    MATCH_KIND_SYNONYM: _MatchKind.ValueType  # 3
+    """The name means the same as its label or other word, or something narrower (kitten: cat)."""
+    MATCH_KIND_MEANING: _MatchKind.ValueType  # 4
+    """The name's text embedding lies close to that of its label."""
+    MATCH_KIND_PART: _MatchKind.ValueType  # 5
+    """Its label or other word holds the name's words, the last of which may be incomplete. In searches only."""
+
+class MatchKind(_MatchKind, metaclass=_MatchKindEnumTypeWrapper):
+    """How a name led to a feature."""
+
+MATCH_KIND_UNSPECIFIED: MatchKind.ValueType  # 0
+"""The feature was named by its index."""
+MATCH_KIND_LABEL: MatchKind.ValueType  # 1
+"""The name is its label, or another form of it (snowy: snow)."""
+MATCH_KIND_OTHER_WORD: MatchKind.ValueType  # 2
+"""The name is one of its other words (Feature.terms)."""
+MATCH_KIND_SYNONYM: MatchKind.ValueType  # 3
+"""The name means the same as its label or other word, or something narrower (kitten: cat)."""
+MATCH_KIND_MEANING: MatchKind.ValueType  # 4
+"""The name's text embedding lies close to that of its label."""
+MATCH_KIND_PART: MatchKind.ValueType  # 5
+"""Its label or other word holds the name's words, the last of which may be incomplete. In searches only."""
+Global___MatchKind: _TypeAlias = MatchKind  # noqa: Y015
+
 @_typing.final
 class FeatureRef(_message.Message):
-    """A feature by its index or, where there is a library (StudioService, LibraryService), its label."""
+    """A feature by its index or, where there is a library (StudioService, LibraryService), by name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -95,8 +131,10 @@ class FeatureRef(_message.Message):
     index: _builtins.int
     """In [0, d_sae)."""
     label: _builtins.str
-    """Matched without regard to case; when several features share a label, the one with the best detection score, then
-    the largest firing share. NOT_FOUND (UNKNOWN_FEATURE) lists the nearest labels. SaeService takes indices only.
+    """A label, another word for a feature, or a word that means the same (in any case, singular or plural); for edits
+    also a word that is near in meaning. Of several features with the name it means the one that a person gave it to,
+    then one that causes what the name says, then the one that fires on more pictures; FeatureMatch says which, and
+    why. NOT_FOUND (UNKNOWN_FEATURE) lists labels that are spelt nearly so. SaeService takes indices only.
     """
     def __init__(
         self,
@@ -115,9 +153,48 @@ class FeatureRef(_message.Message):
 Global___FeatureRef: _TypeAlias = FeatureRef  # noqa: Y015
 
 @_typing.final
+class FeatureMatch(_message.Message):
+    """How a name led to a feature, and whether another might have been meant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    STRENGTH_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    kind: Global___MatchKind.ValueType
+    """How."""
+    text: _builtins.str
+    """The label or other word that the name met."""
+    strength: _builtins.float
+    """How well, 0 to 1: 1 is the label itself."""
+    sharing: _builtins.int
+    """Features that share this feature's label, itself included."""
+    note: _builtins.str
+    """A sentence for people where the choice is not plain ("3 features are called ..."); else empty."""
+    def __init__(
+        self,
+        *,
+        kind: Global___MatchKind.ValueType = ...,
+        text: _builtins.str = ...,
+        strength: _builtins.float = ...,
+        sharing: _builtins.int = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "note", b"note", "sharing", b"sharing", "strength", b"strength", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureMatch: _TypeAlias = FeatureMatch  # noqa: Y015
+
+@_typing.final
 class Edit(_message.Message):
     """One edit. Edits commute: each refers to the activations on the unedited embedding, and x' = x + sum (v_i - f_i(x)) d_i.
-    Two edits of one feature in one request are INVALID_ARGUMENT; a rival that is also edited by name keeps its own edit.
+    Of two edits of one feature in one request the last one counts, with a warning (EDIT_REPLACED); a rival that is also
+    edited by name keeps its own edit.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -168,6 +245,7 @@ class EditOutcome(_message.Message):
     REQUESTED_SCALED_FIELD_NUMBER: _builtins.int
     ACHIEVED_SCALED_FIELD_NUMBER: _builtins.int
     RIVAL_OF_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
     feature_index: _builtins.int
     """The edited feature."""
     label: _builtins.str
@@ -188,6 +266,10 @@ class EditOutcome(_message.Message):
     """achieved / p99. Only when measured."""
     rival_of: _builtins.int
     """The feature whose SWITCH turned this rival off."""
+    @_builtins.property
+    def match(self) -> Global___FeatureMatch:
+        """How the edit's name led to the feature. From StudioService, where the edit named it by label."""
+
     def __init__(
         self,
         *,
@@ -201,21 +283,26 @@ class EditOutcome(_message.Message):
         requested_scaled: _builtins.float = ...,
         achieved_scaled: _builtins.float | None = ...,
         rival_of: _builtins.int | None = ...,
+        match: Global___FeatureMatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_achieved", b"_achieved", "_achieved_scaled", b"_achieved_scaled", "_rival_of", b"_rival_of", "achieved", b"achieved", "achieved_scaled", b"achieved_scaled", "rival_of", b"rival_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_achieved", b"_achieved", "_achieved_scaled", b"_achieved_scaled", "_match", b"_match", "_rival_of", b"_rival_of", "achieved", b"achieved", "achieved_scaled", b"achieved_scaled", "match", b"match", "rival_of", b"rival_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_achieved", b"_achieved", "_achieved_scaled", b"_achieved_scaled", "_rival_of", b"_rival_of", "achieved", b"achieved", "achieved_scaled", b"achieved_scaled", "before", b"before", "before_scaled", b"before_scaled", "feature_index", b"feature_index", "label", b"label", "operation", b"operation", "requested", b"requested", "requested_scaled", b"requested_scaled", "rival_of", b"rival_of"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_achieved", b"_achieved", "_achieved_scaled", b"_achieved_scaled", "_match", b"_match", "_rival_of", b"_rival_of", "achieved", b"achieved", "achieved_scaled", b"achieved_scaled", "before", b"before", "before_scaled", b"before_scaled", "feature_index", b"feature_index", "label", b"label", "match", b"match", "operation", b"operation", "requested", b"requested", "requested_scaled", b"requested_scaled", "rival_of", b"rival_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__achieved: _TypeAlias = _typing.Literal["achieved"]  # noqa: Y015
     _WhichOneofArgType__achieved: _TypeAlias = _typing.Literal["_achieved", b"_achieved"]  # noqa: Y015
     _WhichOneofReturnType__achieved_scaled: _TypeAlias = _typing.Literal["achieved_scaled"]  # noqa: Y015
     _WhichOneofArgType__achieved_scaled: _TypeAlias = _typing.Literal["_achieved_scaled", b"_achieved_scaled"]  # noqa: Y015
+    _WhichOneofReturnType__match: _TypeAlias = _typing.Literal["match"]  # noqa: Y015
+    _WhichOneofArgType__match: _TypeAlias = _typing.Literal["_match", b"_match"]  # noqa: Y015
     _WhichOneofReturnType__rival_of: _TypeAlias = _typing.Literal["rival_of"]  # noqa: Y015
     _WhichOneofArgType__rival_of: _TypeAlias = _typing.Literal["_rival_of", b"_rival_of"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__achieved) -> _WhichOneofReturnType__achieved | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__achieved_scaled) -> _WhichOneofReturnType__achieved_scaled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__match) -> _WhichOneofReturnType__match | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rival_of) -> _WhichOneofReturnType__rival_of | None: ...
 
@@ -278,7 +365,7 @@ class EditReport(_message.Message):
     """||f_rest(x') - f_rest(x)|| / ||f_rest(x)|| over the features that were not edited."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___EditOutcome]:
-        """One entry for each edit in the request's order, then one for each rival that a SWITCH turned off."""
+        """One entry for each edited feature in the request's order, then one for each rival that a SWITCH turned off."""
 
     @_builtins.property
     def drifted(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
@@ -286,7 +373,11 @@ class EditReport(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_execution_pb2.Warning]:
-        """What the caller should know: an embedding unlike those the SAE was trained on, an edit far outside a feature's range."""
+        """What the caller should know: an embedding unlike those the SAE was trained on, an edit far outside a feature's range
+        (EDIT_OUT_OF_RANGE), a feature edited twice (EDIT_REPLACED), features turned up that never fire together
+        (EDITS_CONFLICT) and, when measured, rivals of a SET feature that are still on (RIVALS_ON) and an edit that achieves
+        under 0.3 of the change that was asked for (EDIT_NOT_ACHIEVED). StudioService puts labels into the sentences.
+        """
 
     def __init__(
         self,

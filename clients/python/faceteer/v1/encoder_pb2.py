@@ -27,7 +27,7 @@ from faceteer.v1 import execution_pb2 as faceteer_dot_v1_dot_execution__pb2
 from faceteer.v1 import tensor_pb2 as faceteer_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61\x63\x65teer/v1/encoder.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x18\x66\x61\x63\x65teer/v1/errors.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\x13\n\x11GetEncoderRequest\"\xd3\x01\n\x12GetEncoderResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x11\n\tembed_dim\x18\x03 \x01(\r\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\x11\n\tmax_batch\x18\x05 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x06 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x07 \x01(\x04\x12\x16\n\x0ehas_text_tower\x18\x08 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\"U\n\x13\x45ncodeImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"~\n\x0c\x45ncodeResult\x12+\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.EmbeddingH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.ItemErrorH\x00\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x42\x08\n\x06result\"m\n\x14\x45ncodeImagesResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.faceteer.v1.EncodeResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"S\n\x12\x45ncodeTextsRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"l\n\x13\x45ncodeTextsResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.faceteer.v1.EncodeResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"l\n\x19StreamEncodeImagesRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05image\x18\x02 \x01(\x0c\x12.\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"Y\n\x1aStreamEncodeImagesResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x19.faceteer.v1.EncodeResult2\xf1\x02\n\x0e\x45ncoderService\x12M\n\nGetEncoder\x12\x1e.faceteer.v1.GetEncoderRequest\x1a\x1f.faceteer.v1.GetEncoderResponse\x12S\n\x0c\x45ncodeImages\x12 .faceteer.v1.EncodeImagesRequest\x1a!.faceteer.v1.EncodeImagesResponse\x12P\n\x0b\x45ncodeTexts\x12\x1f.faceteer.v1.EncodeTextsRequest\x1a .faceteer.v1.EncodeTextsResponse\x12i\n\x12StreamEncodeImages\x12&.faceteer.v1.StreamEncodeImagesRequest\x1a\'.faceteer.v1.StreamEncodeImagesResponse(\x01\x30\x01\x42\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61\x63\x65teer/v1/encoder.proto\x12\x0b\x66\x61\x63\x65teer.v1\x1a\x18\x66\x61\x63\x65teer/v1/errors.proto\x1a\x1b\x66\x61\x63\x65teer/v1/execution.proto\x1a\x18\x66\x61\x63\x65teer/v1/tensor.proto\"\x13\n\x11GetEncoderRequest\"\xd3\x01\n\x12GetEncoderResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x11\n\tembed_dim\x18\x03 \x01(\r\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\x11\n\tmax_batch\x18\x05 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x06 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x07 \x01(\x04\x12\x16\n\x0ehas_text_tower\x18\x08 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\"U\n\x13\x45ncodeImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"\x95\x01\n\x0c\x45ncodeResult\x12+\n\tembedding\x18\x01 \x01(\x0b\x32\x16.faceteer.v1.EmbeddingH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.ItemErrorH\x00\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x15\n\runknown_words\x18\x04 \x03(\tB\x08\n\x06result\"m\n\x14\x45ncodeImagesResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.faceteer.v1.EncodeResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"S\n\x12\x45ncodeTextsRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"l\n\x13\x45ncodeTextsResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.faceteer.v1.EncodeResult\x12)\n\texecution\x18\x02 \x01(\x0b\x32\x16.faceteer.v1.Execution\"l\n\x19StreamEncodeImagesRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05image\x18\x02 \x01(\x0c\x12.\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.faceteer.v1.ElementType\"Y\n\x1aStreamEncodeImagesResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x19.faceteer.v1.EncodeResult2\xf1\x02\n\x0e\x45ncoderService\x12M\n\nGetEncoder\x12\x1e.faceteer.v1.GetEncoderRequest\x1a\x1f.faceteer.v1.GetEncoderResponse\x12S\n\x0c\x45ncodeImages\x12 .faceteer.v1.EncodeImagesRequest\x1a!.faceteer.v1.EncodeImagesResponse\x12P\n\x0b\x45ncodeTexts\x12\x1f.faceteer.v1.EncodeTextsRequest\x1a .faceteer.v1.EncodeTextsResponse\x12i\n\x12StreamEncodeImages\x12&.faceteer.v1.StreamEncodeImagesRequest\x1a\'.faceteer.v1.StreamEncodeImagesResponse(\x01\x30\x01\x42\x18Z\x16\x66\x61\x63\x65teer/v1;faceteerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,18 +41,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETENCODERRESPONSE']._serialized_end=356
   _globals['_ENCODEIMAGESREQUEST']._serialized_start=358
   _globals['_ENCODEIMAGESREQUEST']._serialized_end=443
-  _globals['_ENCODERESULT']._serialized_start=445
-  _globals['_ENCODERESULT']._serialized_end=571
-  _globals['_ENCODEIMAGESRESPONSE']._serialized_start=573
-  _globals['_ENCODEIMAGESRESPONSE']._serialized_end=682
-  _globals['_ENCODETEXTSREQUEST']._serialized_start=684
-  _globals['_ENCODETEXTSREQUEST']._serialized_end=767
-  _globals['_ENCODETEXTSRESPONSE']._serialized_start=769
-  _globals['_ENCODETEXTSRESPONSE']._serialized_end=877
-  _globals['_STREAMENCODEIMAGESREQUEST']._serialized_start=879
-  _globals['_STREAMENCODEIMAGESREQUEST']._serialized_end=987
-  _globals['_STREAMENCODEIMAGESRESPONSE']._serialized_start=989
-  _globals['_STREAMENCODEIMAGESRESPONSE']._serialized_end=1078
-  _globals['_ENCODERSERVICE']._serialized_start=1081
-  _globals['_ENCODERSERVICE']._serialized_end=1450
+  _globals['_ENCODERESULT']._serialized_start=446
+  _globals['_ENCODERESULT']._serialized_end=595
+  _globals['_ENCODEIMAGESRESPONSE']._serialized_start=597
+  _globals['_ENCODEIMAGESRESPONSE']._serialized_end=706
+  _globals['_ENCODETEXTSREQUEST']._serialized_start=708
+  _globals['_ENCODETEXTSREQUEST']._serialized_end=791
+  _globals['_ENCODETEXTSRESPONSE']._serialized_start=793
+  _globals['_ENCODETEXTSRESPONSE']._serialized_end=901
+  _globals['_STREAMENCODEIMAGESREQUEST']._serialized_start=903
+  _globals['_STREAMENCODEIMAGESREQUEST']._serialized_end=1011
+  _globals['_STREAMENCODEIMAGESRESPONSE']._serialized_start=1013
+  _globals['_STREAMENCODEIMAGESRESPONSE']._serialized_end=1102
+  _globals['_ENCODERSERVICE']._serialized_start=1105
+  _globals['_ENCODERSERVICE']._serialized_end=1474
 # @@protoc_insertion_point(module_scope)

@@ -132,6 +132,7 @@ class EncodeResult(_message.Message):
     EMBEDDING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    UNKNOWN_WORDS_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
     """True when it came from the cache."""
     @_builtins.property
@@ -142,16 +143,23 @@ class EncodeResult(_message.Message):
     def error(self) -> _errors_pb2.ItemError:
         """Why this item has none."""
 
+    @_builtins.property
+    def unknown_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a text: its words that the text tower was hardly trained on, since its tokenizer has to spell them out. Their
+        embedding says little.
+        """
+
     def __init__(
         self,
         *,
         embedding: _tensor_pb2.Embedding | None = ...,
         error: _errors_pb2.ItemError | None = ...,
         cached: _builtins.bool = ...,
+        unknown_words: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "error", b"error", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "embedding", b"embedding", "error", b"error", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "embedding", b"embedding", "error", b"error", "result", b"result", "unknown_words", b"unknown_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["embedding", "error"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015

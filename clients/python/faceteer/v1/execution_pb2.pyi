@@ -3,8 +3,10 @@
 isort:skip_file
 What really ran, and how long it took: part of every answer."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -104,6 +106,7 @@ class Warning(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    FEATURE_INDICES_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Stable name in upper snake case, for programs: UNLIKE_THE_CORPUS (the picture is unlike those that the bundle was
     made from), NORM_OUT_OF_RANGE, L0_OUT_OF_RANGE, STATISTICS_MISSING …
@@ -116,6 +119,10 @@ class Warning(_message.Message):
     """
     limit: _builtins.float
     """What value passed: for UNLIKE_THE_CORPUS the score that 99.5 % of the corpus' own pictures stay below."""
+    @_builtins.property
+    def feature_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The features that it is about, which the sentence names "#24", or "night (#24)" where there are labels."""
+
     def __init__(
         self,
         *,
@@ -123,10 +130,11 @@ class Warning(_message.Message):
         message: _builtins.str = ...,
         value: _builtins.float = ...,
         limit: _builtins.float = ...,
+        feature_indices: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "limit", b"limit", "message", b"message", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "feature_indices", b"feature_indices", "limit", b"limit", "message", b"message", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -244,6 +244,8 @@ class Feature(_message.Message):
     DETECTION_BALANCED_ACCURACY_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
     CAUSAL_JUDGE_FIELD_NUMBER: _builtins.int
+    LABEL_RANK_FIELD_NUMBER: _builtins.int
+    LABEL_COUNT_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """In [0, d_sae)."""
     label: _builtins.str
@@ -276,6 +278,10 @@ class Feature(_message.Message):
     """
     causal_judge: Global___CausalJudge.ValueType
     """Who measured causal_score."""
+    label_rank: _builtins.int
+    """Which of the label_count features with this label it is; the first is the one that the label means. 0 without a label."""
+    label_count: _builtins.int
+    """How many features that the caller may see have this label, in any case."""
     @_builtins.property
     def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other words that describe it, best first; may be empty."""
@@ -298,10 +304,12 @@ class Feature(_message.Message):
         detection_balanced_accuracy: _builtins.float | None = ...,
         terms: _abc.Iterable[_builtins.str] | None = ...,
         causal_judge: Global___CausalJudge.ValueType = ...,
+        label_rank: _builtins.int = ...,
+        label_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "alive", b"alive", "causal_judge", b"causal_judge", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score", "firing_share", b"firing_share", "index", b"index", "label", b"label", "label_source", b"label_source", "max_activation", b"max_activation", "mean_activation", b"mean_activation", "p50", b"p50", "p99", b"p99", "safety_class", b"safety_class", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score", "_detection_balanced_accuracy", b"_detection_balanced_accuracy", "_detection_score", b"_detection_score", "alive", b"alive", "causal_judge", b"causal_judge", "causal_score", b"causal_score", "detection_balanced_accuracy", b"detection_balanced_accuracy", "detection_score", b"detection_score", "firing_share", b"firing_share", "index", b"index", "label", b"label", "label_count", b"label_count", "label_rank", b"label_rank", "label_source", b"label_source", "max_activation", b"max_activation", "mean_activation", b"mean_activation", "p50", b"p50", "p99", b"p99", "safety_class", b"safety_class", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__causal_score: _TypeAlias = _typing.Literal["causal_score"]  # noqa: Y015
     _WhichOneofArgType__causal_score: _TypeAlias = _typing.Literal["_causal_score", b"_causal_score"]  # noqa: Y015
@@ -429,6 +437,7 @@ class GetFeatureResponse(_message.Message):
     FEATURE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def feature(self) -> Global___Feature:
         """The feature."""
@@ -441,16 +450,21 @@ class GetFeatureResponse(_message.Message):
     def execution(self) -> _execution_pb2.Execution:
         """What ran."""
 
+    @_builtins.property
+    def match(self) -> _edits_pb2.FeatureMatch:
+        """How the request's label led to it; absent where the request gave the index."""
+
     def __init__(
         self,
         *,
         feature: Global___Feature | None = ...,
         detail: Global___FeatureDetail | None = ...,
         execution: _execution_pb2.Execution | None = ...,
+        match: _edits_pb2.FeatureMatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "execution", b"execution", "feature", b"feature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "execution", b"execution", "feature", b"feature", "match", b"match"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "execution", b"execution", "feature", b"feature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "execution", b"execution", "feature", b"feature", "match", b"match"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,6 +507,7 @@ class BatchGetFeaturesResponse(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feature]:
         """In the request's order; aligned with it but for what is missing."""
@@ -505,16 +520,21 @@ class BatchGetFeaturesResponse(_message.Message):
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Places in the request of the features that are left out, ascending. Only with allow_missing."""
 
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[_edits_pb2.FeatureMatch]:
+        """How the request's labels led to the features, aligned with them; kind unspecified where the request gave the index."""
+
     def __init__(
         self,
         *,
         features: _abc.Iterable[Global___Feature] | None = ...,
         execution: _execution_pb2.Execution | None = ...,
         missing: _abc.Iterable[_builtins.int] | None = ...,
+        matches: _abc.Iterable[_edits_pb2.FeatureMatch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "features", b"features", "missing", b"missing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "features", b"features", "matches", b"matches", "missing", b"missing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -769,21 +789,29 @@ class FeatureHit(_message.Message):
 
     FEATURE_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """Higher is better; comparable within one search only."""
+    """Higher is better; comparable within one search only. Of a search by words: the match's strength, less a tenth for a
+    feature that its name means only where no other has it.
+    """
     @_builtins.property
     def feature(self) -> Global___Feature:
         """The feature."""
+
+    @_builtins.property
+    def match(self) -> _edits_pb2.FeatureMatch:
+        """How the words led to it; absent in other searches."""
 
     def __init__(
         self,
         *,
         feature: Global___Feature | None = ...,
         score: _builtins.float = ...,
+        match: _edits_pb2.FeatureMatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "match", b"match"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "match", b"match", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -799,6 +827,7 @@ class SearchFeaturesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
+    SUGGESTIONS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     total_size: _builtins.int
@@ -811,6 +840,10 @@ class SearchFeaturesResponse(_message.Message):
     def execution(self) -> _execution_pb2.Execution:
         """What ran."""
 
+    @_builtins.property
+    def suggestions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where words found nothing: at most five labels that are spelt nearly so."""
+
     def __init__(
         self,
         *,
@@ -818,10 +851,11 @@ class SearchFeaturesResponse(_message.Message):
         next_page_token: _builtins.str = ...,
         total_size: _builtins.int = ...,
         execution: _execution_pb2.Execution | None = ...,
+        suggestions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "hits", b"hits", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "hits", b"hits", "next_page_token", b"next_page_token", "suggestions", b"suggestions", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

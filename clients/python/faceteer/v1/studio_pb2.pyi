@@ -228,6 +228,8 @@ class NamedFeature(_message.Message):
     ACTIVATION_FIELD_NUMBER: _builtins.int
     SCALED_FIELD_NUMBER: _builtins.int
     FIRING_SHARE_FIELD_NUMBER: _builtins.int
+    LABEL_RANK_FIELD_NUMBER: _builtins.int
+    LABEL_COUNT_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The feature."""
     label: _builtins.str
@@ -238,6 +240,10 @@ class NamedFeature(_message.Message):
     """In units of the feature's p99; 0 without statistics."""
     firing_share: _builtins.float
     """The share of the corpus on which it fires."""
+    label_rank: _builtins.int
+    """As in Feature."""
+    label_count: _builtins.int
+    """As in Feature."""
     def __init__(
         self,
         *,
@@ -246,10 +252,12 @@ class NamedFeature(_message.Message):
         activation: _builtins.float = ...,
         scaled: _builtins.float = ...,
         firing_share: _builtins.float = ...,
+        label_rank: _builtins.int = ...,
+        label_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "firing_share", b"firing_share", "index", b"index", "label", b"label", "scaled", b"scaled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "firing_share", b"firing_share", "index", b"index", "label", b"label", "label_count", b"label_count", "label_rank", b"label_rank", "scaled", b"scaled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
