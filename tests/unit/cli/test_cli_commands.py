@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,3 +332,68 @@ def test_an_edit_keeps_the_pictures_layout(faceteer: Run, server: FakeServer, tm
     assert faceteer("recipe", "apply", "r.json", "other.png", "-o", "b.png", "--keep-layout", "none").status == 0
     assert not server.calls[-1][1].HasField("keep_layout")
     assert "keep layout image_to_image, strength 0.5" in faceteer("recipe", "show", "r.json").words
+
+
+@pytest.mark.parametrize("columns", [36, 40, 60, 100])
+def test_labels_are_whole_in_a_narrow_terminal_and_bars_go_first(
+    faceteer: Run, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for words in (
+        ("open", "boat.png"),
+        ("edit", "boat.png", "--set", "night"),
+        ("diff", "boat.png", "other.png", "--coverage", "1"),
+        ("features", "list"),
+    ):
+        out = faceteer(*words).out
+        assert re.search(r"\b(night|snow)\b", out), words
+        assert "…" not in out.replace("… and", ""), words
+        assert max(map(len, out.splitlines())) <= columns
+    assert ("█" in faceteer("open", "boat.png").out) == (columns >= 60)
+
+
+def test_a_feature_named_without_a_value_is_set_to_1(faceteer: Run) -> None:
+    assert (
+        faceteer("edit", "boat.png", "--switch", "fog", "--json").json["recipe"]
+        == (faceteer("edit", "boat.png", "--switch", "fog=1", "--json").json["recipe"])
+    )
+    assert "1.00" in faceteer("edit", "boat.png", "--set", "night").words
+    refused = faceteer("edit", "boat.png", "--add", "fog")
+    assert refused.status == 2
+    assert "--add 'fog' names no value" in refused.err
+
+
+def test_a_picture_is_read_from_stdin(faceteer: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Piped(io.StringIO):
+        buffer = io.BytesIO((tmp_path / "boat.png").read_bytes())
+
+    monkeypatch.setattr("sys.stdin", Piped())
+    named = faceteer("open", "boat.png", "--json").json
+    assert faceteer("open", "-", "--json").json["features"] == named["features"]
+    empty = faceteer("open", "-")
+    assert empty.status == 2
+    assert "stdin holds no picture" in empty.err
+    monkeypatch.setattr(Piped, "isatty", lambda self: True)
+    assert "nothing is piped in" in faceteer("open", "-").err
+
+
+def test_a_shell_completes_commands_and_labels_of_the_running_server(
+    faceteer: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offered(line: str) -> list[str]:
+        monkeypatch.setenv("_FACETEER_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        try:
+            return faceteer().out.split("\n")[:-1]
+        finally:
+            monkeypatch.delenv("_FACETEER_COMPLETE")
+
+    assert offered("faceteer fea") == ["features"]
+    assert offered("faceteer edit boat.png --swi") == ["--switch"]
+    assert offered("faceteer edit boat.png --switch ni") == ["night"]
+    assert offered("faceteer features show sn") == ["snow"]
+    assert "day" in offered("faceteer edit boat.png --set ")
+    monkeypatch.setenv("FACETEER_ADDRESS", "127.0.0.1:1")
+    assert offered("faceteer edit boat.png --switch ni") in ([], [""])
+    assert "_FACETEER_COMPLETE=complete_bash" in faceteer("--show-completion", "bash").out

@@ -54,7 +54,7 @@ class Edit:
         """For an edit made by transfer: the share of the difference that it carries. None otherwise."""
         return self._plan.coverage
 
-    def set(self, feature: FeatureKey, value: float, *, unit: Unit = "scaled") -> Self:
+    def set(self, feature: FeatureKey, value: float = 1.0, *, unit: Unit = "scaled") -> Self:
         """The activation becomes ``value``; "scaled": 1.0 is the feature's 99th percentile where it fires."""
         return self._plus(FeatureEdit(feature, "set", value, unit))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import faceteer
 
+# What an option does to a feature that is named without a value; the SDK has the same defaults.
+_DEFAULTS = {"set": 1.0, "switch": 1.0}
 _FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -17,7 +19,7 @@ def feature_key(word: str) -> int | str:
 
 
 def edits_of(words: Mapping[str, Iterable[str]], unit: str) -> list[faceteer.FeatureEdit]:
-    """FeatureEdits of ``--set night=1 --ablate snow`` and the like, by operation. Raises InvalidArgumentError."""
+    """FeatureEdits of ``--switch night --set fog=0.5`` and the like, by operation. Raises InvalidArgumentError."""
     edits = []
     for option, each in words.items():
         for word in each:
@@ -65,6 +67,8 @@ def size_of(word: str | None) -> int | tuple[int, int] | None:
 
 def _assignment(option: str, word: str) -> tuple[str, float]:
     name, separator, value = word.rpartition("=")
+    if not separator and word.strip() and option in _DEFAULTS:
+        return word, _DEFAULTS[option]
     if not separator or not name.strip():
         raise invalid(f"--{option} {word!r} names no value; write --{option} '{word.strip('=')}=1.0'", option)
     try:

@@ -15,7 +15,6 @@ from faceteer.cli.options import Call, Edits, grouped, opened
 app = typer.Typer(
     help="Edit images by their features: open a picture, see what is in it, turn its features up and down.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,7 +82,8 @@ def edit(image: options.Picture, edits: Edits, drawing: PhotoDrawing, call: Call
     Without -o it only reports what the edit would do.
     """
     with call.client() as client:
-        drawing.draw(opened(client, image).edit(edits.features), image.name, json=call.json)
+        photo = opened(client, image)
+        drawing.draw(photo.edit(edits.features), photo.name, json=call.json)
 
 
 @app.command()
@@ -106,7 +106,7 @@ def diff(
     if call.json:
         output.print_json(result.to_dict())
     else:
-        show.difference(show.console(), image.name, other.name, result, top)
+        show.difference(show.console(), source.name, target.name, result, top)
         show.wrote(show.console(), save_html)
 
 
@@ -127,7 +127,7 @@ def transfer(
         target, source = opened(client, image), opened(client, other)
         against = None if reference is None else opened(client, reference)
         planned = client.transfer(target, source, reference=against, coverage=coverage)
-        drawing.draw(planned, f"{other.name} → {image.name}", json=call.json)
+        drawing.draw(planned, f"{source.name} → {target.name}", json=call.json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import faceteer
-from faceteer.cli import arguments, options, output, show
+from faceteer.cli import arguments, completion, options, output, show
 from faceteer.cli.options import Call, Filters, grouped, opened
 
 app = typer.Typer(help="What each feature means.", no_args_is_help=True)
@@ -28,7 +28,13 @@ def search(
         Path | None, typer.Option("--picture", metavar="FILE", help="The features that fire on this picture.")
     ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="FEATURE", help="Features like this one: a label or an index.")
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="FEATURE",
+            help="Features like this one: a label or an index.",
+            autocompletion=completion.features,
+        ),
     ] = None,
     limit: Limit = 20,
     save_html: options.SaveHtml = None,
@@ -43,7 +49,8 @@ def search(
     with call.client() as client:
         what: str | faceteer.Photo | faceteer.Feature = query
         if picture is not None:
-            what, query = opened(client, picture), picture.name
+            what = opened(client, picture)
+            query = what.name
         elif like is not None:
             what = client.features[arguments.feature_key(like)]
             query = f"like {what.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,16 +15,19 @@ from typing import Annotated, Any
 import typer
 
 import faceteer
-from faceteer.cli import arguments, show
+from faceteer.cli import arguments, completion, show
 
 Picture = Annotated[
     Path,
     typer.Argument(
-        help="A picture: PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF; HEIC where the server reads it.", show_default=False
+        help="A picture: PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF; HEIC where the server reads it; or - for stdin.",
+        show_default=False,
     ),
 ]
 Top = Annotated[int, typer.Option("--top", min=1, help="Features to show.")]
-Feature = Annotated[str, typer.Argument(help="A label or an index.", show_default=False)]
+Feature = Annotated[
+    str, typer.Argument(help="A label or an index.", show_default=False, autocompletion=completion.features)
+]
 Coverage = Annotated[float, typer.Option("--coverage", help="The share of the difference to carry.")]
 SaveHtml = Annotated[
     Path | None, typer.Option("--save-html", metavar="FILE", help="Also write a page with pictures: one .html file.")
@@ -80,14 +84,42 @@ class Call:
 class Edits:
     """Edits of features, by label or index."""
 
-    set: Annotated[Words, typer.Option("--set", metavar="FEATURE=VALUE", help="Set a feature to a value.")] = None
-    add: Annotated[
-        Words, typer.Option("--add", metavar="FEATURE=VALUE", help="Add to a feature; negative values subtract.")
-    ] = None
-    scale: Annotated[Words, typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply a feature.")] = None
-    ablate: Annotated[Words, typer.Option("--ablate", metavar="FEATURE", help="Turn a feature off.")] = None
     switch: Annotated[
-        Words, typer.Option("--switch", metavar="FEATURE=VALUE", help="Set a feature and turn its rivals off.")
+        Words,
+        typer.Option(
+            "--switch",
+            metavar="FEATURE[=VALUE]",
+            help="Set a feature, to 1.0 unless you say, and turn its rivals off.",
+            autocompletion=completion.features,
+        ),
+    ] = None
+    set: Annotated[
+        Words,
+        typer.Option(
+            "--set",
+            metavar="FEATURE[=VALUE]",
+            help="Set a feature, to 1.0 unless you say; rivals stay.",
+            autocompletion=completion.features,
+        ),
+    ] = None
+    add: Annotated[
+        Words,
+        typer.Option(
+            "--add",
+            metavar="FEATURE=VALUE",
+            help="Add to a feature; negative values subtract.",
+            autocompletion=completion.features,
+        ),
+    ] = None
+    scale: Annotated[
+        Words,
+        typer.Option(
+            "--scale", metavar="FEATURE=FACTOR", help="Multiply a feature.", autocompletion=completion.features
+        ),
+    ] = None
+    ablate: Annotated[
+        Words,
+        typer.Option("--ablate", metavar="FEATURE", help="Turn a feature off.", autocompletion=completion.features),
     ] = None
     unit: Annotated[
         str, typer.Option("--unit", help="scaled: 1 is the feature's 99th percentile; raw: the SAE's own units.")
@@ -162,6 +194,18 @@ class Filters:
 
 
 def opened(client: faceteer.Client, image: Path) -> faceteer.Photo:
-    """Opens a picture's file, with a spinner on stderr meanwhile."""
+    """Opens a picture's file, or what stdin holds, with a spinner on stderr meanwhile."""
+    picture = _from_stdin() if str(image) == "-" else image
     with show.console(stderr=True).status(f"opening {image.name}"):
-        return client.open(image)
+        return client.open(picture)
+
+
+def _from_stdin() -> bytes:
+    if sys.stdin.isatty():
+        raise arguments.invalid(
+            "- reads a picture from stdin, and nothing is piped in; write: … | faceteer open -", "image"
+        )
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise arguments.invalid("stdin holds no picture (any more: it can be read once)", "image")
+    return data

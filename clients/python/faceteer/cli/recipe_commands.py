@@ -45,4 +45,5 @@ def recipe_apply(
     loaded = faceteer.Recipe.load(recipe, accept_changed=accept_changed)
     show.changed_recipe(show.console(stderr=True), loaded)
     with call.client() as client:
-        drawing.draw(opened(client, image).edit(loaded), f"{recipe.name} on {image.name}", json=call.json)
+        photo = opened(client, image)
+        drawing.draw(photo.edit(loaded), f"{recipe.name} on {photo.name}", json=call.json)

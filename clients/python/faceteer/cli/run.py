@@ -16,10 +16,16 @@ import faceteer
 from faceteer.cli import exit_statuses
 from faceteer.cli.commands import app
 
+# Set by the script of `faceteer --show-completion`.
+_COMPLETE = "_FACETEER_COMPLETE"
+
 
 def run(arguments: Sequence[str]) -> int:
     """The exit status of ``faceteer ARGUMENTS``."""
     command = typer.main.get_command(app)
+    if _COMPLETE in os.environ:
+        # Asked by the shell's completion script; this answers and exits.
+        command.main([], prog_name="faceteer")
     try:
         # Not command.main(), which has words and statuses of its own for an interrupt and a closed pipe.
         with _insisting_on_interrupts(), command.make_context("faceteer", list(arguments)) as context:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,11 @@ from faceteer._models.features import JUDGES, SOURCES
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR = 16
+# Columns of words, which fold in a narrow terminal: not as long as they have this many characters, nor below so few.
+_FOLDING = ("label", "runs")
+_UNFOLDED = 20
+_FOLDED = 8
+_UNLIMITED = 10_000
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -40,7 +47,7 @@ def photo(to: Console, opened: faceteer.Photo, top: int) -> None:
             f"{feature.scaled:.2f}" if feature.scaled else "–",
             Text(bar(value / max(1.0, strongest)), "cyan"),
         )
-    _show(to, table)
+    _show(to, table, "", "activation")
     if opened.l0 > len(shown):
         to.print(Text(f"  … and {opened.l0 - len(shown)} weaker ones (--top)", "dim"))
 
@@ -77,7 +84,7 @@ def report(to: Console, name: str, result: faceteer.EditReport) -> None:
                 requested,
                 Text(achieved, _achieved_style(outcome)),
             )
-        _show(to, table)
+        _show(to, table, "before", "requested", "feature")
     for sentence in (*result.silent_sentence(), result.drift_sentence()):
         to.print(f"  {sentence}")
     if moved_rows := result.drifted_rows():
@@ -104,7 +111,7 @@ def difference(to: Console, source: str, target: str, result: faceteer.Differenc
             f"{feature.change:+.3f}",
             Text(bar(abs(feature.change) / largest), "green" if feature.change > 0 else "red"),
         )
-    _show(to, table)
+    _show(to, table, "", source, target)
     if len(result.features) > top:
         to.print(Text(f"  … and {len(result.features) - top} smaller ones (--top)", "dim"))
 
@@ -135,7 +142,7 @@ def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None
             _optional(statistics.detection_score),
             _optional(statistics.causal_score),
         )
-    _show(to, table)
+    _show(to, table, "p99", "detection", "causal")
 
 
 def feature(to: Console, shown: faceteer.Feature, examples: Sequence[faceteer.FeatureExample]) -> None:
@@ -235,7 +242,7 @@ def status(to: Console, server: faceteer.ServerStatus) -> None:
             Text(getattr(server.revisions, service, ""), "dim"),
             facts[service] if known else "",
         )
-    _show(to, table)
+    _show(to, table, "revision")
     for reason in server.down.values():
         to.print(_indented(f"⚠ {reason}", "yellow"))
     if server.down:
@@ -281,16 +288,41 @@ def _histogram(to: Console, histogram: faceteer.Histogram) -> None:
 _COLUMNS = "▁▂▃▄▅▆▇█"
 
 
-def _table(*columns: tuple[str, str]) -> Table:
+def _table(*columns: tuple[str, JustifyMethod]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for name, justify in columns:
         # Words fold where the terminal is narrow; figures and names of features never do.
-        table.add_column(Text(name), justify=justify, no_wrap=name not in ("label", "runs"))  # type: ignore[arg-type]
+        if name in _FOLDING:
+            table.add_column(Text(name), justify=justify, overflow="fold", min_width=_FOLDED)
+        else:
+            table.add_column(Text(name), justify=justify, no_wrap=True)
     return table
 
 
-def _show(to: Console, table: Table) -> None:
+def _show(to: Console, table: Table, *first_to_go: str) -> None:
+    """Prints a table; where the terminal is too narrow for it, without these columns, the first of them first."""
+    for name in first_to_go:
+        if _width(to, table) + 2 <= to.width:
+            break
+        table = _without(table, name)
     to.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+def _without(table: Table, name: str) -> Table:
+    kept = [column for column in table.columns if str(column.header) != name]
+    smaller = _table(*((str(column.header), column.justify) for column in kept))
+    for row in zip(*(column.cells for column in kept), strict=True):
+        smaller.add_row(*row)
+    return smaller
+
+
+def _width(to: Console, table: Table) -> int:
+    """Columns of the terminal that a table needs; words may fold, but not soon."""
+    words = [column for column in table.columns if str(column.header) in _FOLDING]
+    folded = sum(
+        max(0, max(cell_len(str(cell)) for cell in column.cells) - _UNFOLDED) for column in words if table.rows
+    )
+    return Measurement.get(to, to.options.update(width=_UNLIMITED), table).maximum - folded
 
 
 def _title(to: Console, name: str, facts: str) -> None:
