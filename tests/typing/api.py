@@ -41,7 +41,7 @@ def blocking(array: npt.NDArray[np.uint8]) -> None:
         client.open(Image.new("RGB", (1, 1)))
         assert_type(photo.embeds, npt.NDArray[np.float32])
         assert_type(photo.features[0], faceteer.FiredFeature)
-        assert_type(photo.features[:2], tuple[faceteer.FiredFeature, ...])
+        assert_type(photo.features[:2], faceteer.FiredFeatures)
         assert_type(photo.features.find("night"), faceteer.FiredFeature | None)
         edit = photo.edit().set("night", 1.0).ablate("snow").add(412, 0.5, unit="raw").scale(1, 2).switch("fog")
         assert_type(edit, faceteer.Edit)

@@ -24,7 +24,7 @@ BAD_INPUT = [
     (["open", "boat.png", "--timeout", "-1"], "timeout"),
     (["paint", "boat.png"], "no such command 'paint'"),
     (["edit", "boat.png", "--louder"], "no such option"),
-    (["edit", "boat.png", "--set", "night"], "--set 'night' names no value; write --set 'night=1.0'"),
+    (["edit", "boat.png", "--add", "night"], "--add 'night' names no value; write --add 'night=1.0'"),
     (["edit", "boat.png", "--set", "=1"], "names no value"),
     (["edit", "boat.png", "--set", "night=loud"], "'loud' is not a number"),
     (["edit", "boat.png", "--set", "night=nan"], "nan is not a finite float32"),

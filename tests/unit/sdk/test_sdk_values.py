@@ -75,7 +75,7 @@ def test_features_are_found_by_index_and_by_label_in_any_case() -> None:
         0,
     )
     assert (features.complete, FiredFeatures(features, l0=2).complete) == (False, True)
-    assert (features.top(1), features.top(-1), features.top(9)) == (features[:1], (), features[:])
+    assert (features.top(1), list(features.top(-1)), features.top(9)) == (features[:1], [], features)
     assert str(features[0]) == "Night 1.00"
     assert str(features[1]) == "#7 1.00", "without statistics, the activation"
     assert repr(features) == "<3 features: Night 1.00, #7 1.00>"

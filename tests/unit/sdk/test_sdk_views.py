@@ -6,8 +6,10 @@ import base64
 import html.parser
 import io
 import re
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faceteer
@@ -249,3 +251,66 @@ def test_a_page_appears_whole_or_not_at_all(client: faceteer.Client, tmp_path: P
     with pytest.raises(OSError, match="missing"):
         client.features["night"].save_html(tmp_path / "missing" / "n.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edit_that_was_not_drawn_shows_its_report_beside_the_picture_and_what_is_wrong_with_it(
+    client: faceteer.Client,
+) -> None:
+    photo = client.open(png(9, 9, 9, 9, 200))
+    page = read(photo.edit().switch("night")._repr_html_())
+    for words in ("before", "achieved", "rival of #3", "Nothing drawn yet"):
+        assert words in page.words, words
+    assert "nearest" in read(photo.edit().switch("nigth")._repr_html_()).words
+
+
+def test_a_status_is_short_as_text_and_a_table_in_a_notebook(client: faceteer.Client, server: FakeServer) -> None:
+    status = client.status()
+    assert repr(status) == f"<ServerStatus of {server.address}: fake, all services serving>"
+    page = read(status._repr_html_())
+    assert "table" in page.tags
+    for words in ("encoder", "generator", "features labelled", "bundle fake"):
+        assert words in page.words, words
+
+
+def test_the_strongest_features_and_slices_have_a_view_too(client: faceteer.Client) -> None:
+    features = client.open(png(10, 20, 30, 40, 50, 250)).features
+    page = read(features.top(2)._repr_html_())
+    assert "snow" in page.words
+    assert "and 4 weaker ones" in page.words
+    assert len(features[:3]) == 3
+    assert "snow" in read(features[:3]._repr_html_()).words
+
+
+class Notebook:
+    """What IPython's module is to us in a kernel: `display` keeps what each output of the cell last showed."""
+
+    def __init__(self, kernel: object = True) -> None:
+        self._shell = SimpleNamespace(kernel=kernel)
+        self.display = SimpleNamespace(display=self._display)
+        self.outputs: list[list[Any]] = []
+
+    def get_ipython(self) -> Any:
+        return self._shell
+
+    def _display(self, shown: Any, *, display_id: bool) -> Any:
+        assert display_id
+        self.outputs.append([shown])
+        return SimpleNamespace(update=self.outputs[-1].append)
+
+
+def test_a_notebook_shows_progress_in_one_output_which_ends_complete(
+    either: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook = Notebook()
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    edit = either.open(png(9)).edit().switch("night")
+    edit.render(seed=7, steps=3, progress=True)
+    (output,) = notebook.outputs
+    assert output[-1]._repr_html_() == '<progress value="3" max="3"></progress> drawing 3/3'
+    assert repr(output[-1]) == "drawing 3/3"
+    assert len(output) <= 6
+    edit.render(seed=7, steps=3)
+    assert len(notebook.outputs) == 1
+    monkeypatch.setitem(sys.modules, "IPython", Notebook(kernel=None))
+    edit.render(seed=7, steps=3, progress=True)
+    assert capsys.readouterr() == ("", ""), "IPython in a pipe: neither a notebook nor a terminal"

@@ -21,9 +21,10 @@ from faceteer._models.plan import EditPlan
 from faceteer._models.recipe import Recipe
 from faceteer._models.report import EditReport
 from faceteer._models.values import DrawingOptions, Settings
-from faceteer._transport.aio import sleep, tell, work
+from faceteer._transport.aio import fetch_for_view, sleep, tell, work
 from faceteer._transport.methods import EDIT_IMAGE
 from faceteer._transport.retries import Attempts
+from faceteer._views.html import NOTEBOOK_SECONDS
 from faceteer._views.photos import edit_view
 from faceteer._views.progress import Bar, ProgressOption
 
@@ -150,7 +151,7 @@ class AsyncEdit:
         Args:
             seed: the same seed draws the same picture. Left out: the edit's own, or one that the server picks.
             seeds: several pictures in one call.
-            progress: True shows a bar on a terminal's stderr; a function is called with (done, total) steps.
+            progress: True shows a bar in a notebook or on a terminal; a function is called with (done, total) steps.
             previews: called with each rough picture, and awaited when it is a coroutine function; so are all callbacks.
             preview_every: steps between two previews; 5 when ``previews`` is given.
             timeout: seconds, retries included.
@@ -227,7 +228,16 @@ class AsyncEdit:
         return f"<{type(self).__name__} of {self._plan.photo.name}: {self}>"
 
     def _repr_html_(self) -> str:
-        return edit_view(self._plan)
+        trouble: list[str] = []
+        fetch_for_view(lambda: self._report_for_view(trouble))
+        return edit_view(self._plan, trouble)
+
+    async def _report_for_view(self, trouble: list[str]) -> None:
+        """Asks for the report that a view lacks; what the server says against the edit is part of the view."""
+        try:
+            await self.report(measure=False, timeout=NOTEBOOK_SECONDS)
+        except FaceteerError as error:
+            trouble.append(str(error))
 
     def _plus(self, *edits: FeatureEdit) -> Self:
         return self._changed(edits=chained(self._plan.edits, edits))

@@ -46,7 +46,7 @@ class AsyncEncoder:
         Args:
             pictures: an iterable or an async one, read as the server takes them, at most 2 * batch_size at a time.
             batch_size: pictures that the server should have available at once.
-            progress: True shows a bar on a terminal's stderr; a function is called with (done, total or None).
+            progress: True shows a bar in a notebook or on a terminal; a function is called with (done, total or None).
             on_error: "raise" the first error, with ``.index``; "skip" the row; "nan"; or a function of (index, error).
             timeout: seconds for all of them; None (the default) only bounds how long an answer may take.
         """

@@ -42,10 +42,10 @@ from faceteer._transport.methods import (
 )
 from faceteer._transport.retries import Attempts, Retries
 from faceteer._views.features import CARD_PICTURES, FEATURE_PICTURES, MOST_CARDS, feature_view, features_view
+from faceteer._views.html import NOTEBOOK_SECONDS
 from faceteer.v1 import library_pb2
 
-# Seconds that a view may wait for pictures: a notebook's cell should not hang because a server is gone.
-NOTEBOOK_SECONDS = 3.0
+# Seconds that a page may wait for pictures.
 FILE_SECONDS = 60.0
 _PAGE = 1000
 _EXAMPLES_PAGE = 100

@@ -57,9 +57,9 @@ class FiredFeatures(Shown, Sequence[FiredFeature]):
         """Whether all features that fire are here; ``open(max_features=...)`` says how many are kept."""
         return len(self._features) >= self.l0
 
-    def top(self, n: int) -> tuple[FiredFeature, ...]:
+    def top(self, n: int) -> FiredFeatures:
         """The ``n`` strongest; fewer when fewer fire."""
-        return self._features[: max(0, n)]
+        return self[: max(0, n)]
 
     def find(self, feature: FeatureKey) -> FiredFeature | None:
         """The feature of this index or label, or None when it does not fire (or is not among those kept)."""
@@ -76,8 +76,10 @@ class FiredFeatures(Shown, Sequence[FiredFeature]):
     @overload
     def __getitem__(self, position: int) -> FiredFeature: ...
     @overload
-    def __getitem__(self, position: slice) -> tuple[FiredFeature, ...]: ...
-    def __getitem__(self, position: int | slice) -> FiredFeature | tuple[FiredFeature, ...]:
+    def __getitem__(self, position: slice) -> FiredFeatures: ...
+    def __getitem__(self, position: int | slice) -> FiredFeature | FiredFeatures:
+        if isinstance(position, slice):
+            return FiredFeatures(self._features[position], self.l0)
         return self._features[position]
 
     def __len__(self) -> int:

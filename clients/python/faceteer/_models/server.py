@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from faceteer._models.features import LibraryFacts
+from faceteer._models.shown import Shown
 from faceteer._models.values import Revisions, Settings
 from faceteer._models.wire import copied, word
 from faceteer.v1 import generator_pb2, studio_pb2
@@ -75,8 +76,8 @@ class GeneratorFacts:
     max_pixels: int = 0
 
 
-@dataclass(frozen=True)
-class ServerStatus:
+@dataclass(frozen=True, repr=False)
+class ServerStatus(Shown):
     """What answers at an address.
 
     Attributes:
@@ -143,6 +144,41 @@ class ServerStatus:
     def fails(self) -> tuple[str, ...]:
         """What cannot be done now, because it needs a service that is down."""
         return tuple(job for job, needs in JOBS.items() if needs & self.down.keys())
+
+    def title(self) -> str:
+        """What answers, in one line."""
+        version = f"version {self.version} · " if self.version else ""
+        return f"bundle {self.bundle} · {version}{self.round_trip * 1000:.2g} ms away"
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """(service, state, revision, what it runs) of every service; nothing is said of one that was never reached."""
+        encoder, sae, generator = self.encoder, self.sae, self.generator
+        size = "x".join(map(str, generator.sizes[0])) if generator.sizes else "?"
+        runs = {
+            "encoder": f"{encoder.embed_dim}-d embeddings of {encoder.image_size} px"
+            + ("" if encoder.has_text_tower else ", no text tower"),
+            "sae": f"{sae.d_sae} features, {sae.architecture}" + (f", k = {sae.k}" if sae.k else ""),
+            "generator": f"{size}, {generator.defaults.steps} steps, {', '.join(generator.schedulers)}",
+            "library": f"{self.library.n_labelled:,} of {self.library.n_features:,} features labelled",
+            "studio": f"up to {generator.max_seeds} pictures an edit, {sae.max_edits} edits",
+        }
+        rows = []
+        for service, health in self.health.items():
+            state = "down" if service in self.down else health
+            revision = getattr(self.revisions, service, "")
+            known = service not in self.down or bool(revision)
+            rows.append((service, state, revision, runs[service] if known else ""))
+        return rows
+
+    def consequences(self) -> list[str]:
+        """What services that are down mean for the caller; empty when none is."""
+        if not self.down:
+            return []
+        return [f"does not work: {', '.join(self.fails)}", f"still works: {', '.join(self.works) or 'nothing'}"]
+
+    def __repr__(self) -> str:
+        ill = [f"{service} {state}" for service, state, _, _ in self.rows() if state != "serving"]
+        return f"<{type(self).__name__} of {self.address}: {self.bundle}, {', '.join(ill) or 'all services serving'}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

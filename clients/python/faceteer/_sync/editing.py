@@ -22,9 +22,10 @@ from faceteer._models.recipe import Recipe
 from faceteer._models.report import EditReport
 from faceteer._models.values import DrawingOptions, Settings
 from faceteer._sync.connection import Connection
-from faceteer._transport.blocking import sleep, tell, work
+from faceteer._transport.blocking import fetch_for_view, sleep, tell, work
 from faceteer._transport.methods import EDIT_IMAGE
 from faceteer._transport.retries import Attempts
+from faceteer._views.html import NOTEBOOK_SECONDS
 from faceteer._views.photos import edit_view
 from faceteer._views.progress import Bar, ProgressOption
 
@@ -151,7 +152,7 @@ class Edit:
         Args:
             seed: the same seed draws the same picture. Left out: the edit's own, or one that the server picks.
             seeds: several pictures in one call.
-            progress: True shows a bar on a terminal's stderr; a function is called with (done, total) steps.
+            progress: True shows a bar in a notebook or on a terminal; a function is called with (done, total) steps.
             previews: called with each rough picture.
             preview_every: steps between two previews; 5 when ``previews`` is given.
             timeout: seconds, retries included.
@@ -228,7 +229,16 @@ class Edit:
         return f"<{type(self).__name__} of {self._plan.photo.name}: {self}>"
 
     def _repr_html_(self) -> str:
-        return edit_view(self._plan)
+        trouble: list[str] = []
+        fetch_for_view(lambda: self._report_for_view(trouble))
+        return edit_view(self._plan, trouble)
+
+    def _report_for_view(self, trouble: list[str]) -> None:
+        """Asks for the report that a view lacks; what the server says against the edit is part of the view."""
+        try:
+            self.report(measure=False, timeout=NOTEBOOK_SECONDS)
+        except FaceteerError as error:
+            trouble.append(str(error))
 
     def _plus(self, *edits: FeatureEdit) -> Self:
         return self._changed(edits=chained(self._plan.edits, edits))

@@ -16,6 +16,8 @@ from PIL import Image
 
 #: Bytes of pictures in one view: a notebook, which keeps every output, and a file of one's own.
 NOTEBOOK_BYTES = 1_500_000
+#: Seconds that a view in a notebook may wait for what it lacks: a cell should not hang because a server is gone.
+NOTEBOOK_SECONDS = 3.0
 FILE_BYTES = 16_000_000
 _SIDE = 144
 _LARGEST_AS_IS = 12_000

@@ -40,8 +40,11 @@ def _report_view(report: EditReport, *, page: bool) -> str:
     return view("Report", _report(report), page=page)
 
 
-def edit_view(plan: EditPlan, *, page: bool = False) -> str:
-    """An edit: the photo, what was drawn of it last, its edits, and its report where there is one."""
+def edit_view(plan: EditPlan, trouble: Sequence[str] = (), *, page: bool = False) -> str:
+    """An edit: the photo, its edits, what was drawn of it last, and its report where there is one.
+
+    The report stands beside the photo as long as nothing was drawn. ``trouble``: why there is no report.
+    """
     pictures = Pictures(page=page)
     edits = [chip(str(edit), kind="ft-solid") for edit in plan.edits] or [chip("no edits")]
     head = Markup(f'<div class="ft-head"><h3>{text(plan.photo.name)}</h3>{join(edits)}</div>')
@@ -51,6 +54,10 @@ def edit_view(plan: EditPlan, *, page: bool = False) -> str:
         row.append(figure(image, f"seed {seed}", kind="ft-photo"))
     # A report repeats the photo's own warnings.
     report = _warnings(plan.photo.warnings) if plan.outcome.report is None else _report(plan.outcome.report)
+    report += [Markup(f'<p class="ft-warning">{text(words)}</p>') for words in trouble]
+    if not plan.outcome.pictures:
+        row.append(div("ft-grow", [*report, dim("Nothing drawn yet: .render(seed=7) draws it.")]))
+        report = []
     return view(plan.photo.name, [head, div("ft-split", row), *report], page=page)
 
 

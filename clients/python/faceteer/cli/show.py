@@ -219,35 +219,17 @@ def library(to: Console, facts: faceteer.LibraryFacts) -> None:
 
 def status(to: Console, server: faceteer.ServerStatus) -> None:
     """What a server runs."""
-    version = f"version {server.version} · " if server.version else ""
-    _title(to, server.address, f"bundle {server.bundle} · {version}{server.round_trip * 1000:.2g} ms away")
+    _title(to, server.address, server.title())
     table = _table(("service", "left"), ("health", "left"), ("revision", "left"), ("runs", "left"))
-    encoder, sae, generator = server.encoder, server.sae, server.generator
-    size = "x".join(map(str, generator.sizes[0])) if generator.sizes else "?"
-    facts = {
-        "encoder": f"{encoder.embed_dim}-d embeddings of {encoder.image_size} px"
-        + ("" if encoder.has_text_tower else ", no text tower"),
-        "sae": f"{sae.d_sae} features, {sae.architecture}" + (f", k = {sae.k}" if sae.k else ""),
-        "generator": f"{size}, {generator.defaults.steps} steps, {', '.join(generator.schedulers)}",
-        "library": f"{server.library.n_labelled:,} of {server.library.n_features:,} features labelled",
-        "studio": f"up to {generator.max_seeds} pictures an edit, {sae.max_edits} edits",
-    }
-    for service, health in server.health.items():
-        mark = {"serving": ("● serving", "green"), "not serving": ("● not serving", "red"), "down": ("● down", "red")}
-        state = "down" if service in server.down else health
-        known = service not in server.down or bool(getattr(server.revisions, service))
-        table.add_row(
-            service,
-            Text(*mark.get(state, (f"○ {state}", "yellow"))),
-            Text(getattr(server.revisions, service, ""), "dim"),
-            facts[service] if known else "",
-        )
+    marks = {"serving": ("●", "green"), "not serving": ("●", "red"), "down": ("●", "red")}
+    for service, state, revision, runs in server.rows():
+        mark, style = marks.get(state, ("○", "yellow"))
+        table.add_row(service, Text(f"{mark} {state}", style), Text(revision, "dim"), runs)
     _show(to, table, "revision")
     for reason in server.down.values():
         to.print(_indented(f"⚠ {reason}", "yellow"))
-    if server.down:
-        to.print(_indented(f"does not work: {', '.join(server.fails)}"))
-        to.print(_indented(f"still works: {', '.join(server.works) or 'nothing'}"))
+    for sentence in server.consequences():
+        to.print(_indented(sentence))
 
 
 def recipe(to: Console, name: str, shown: faceteer.Recipe) -> None:
