@@ -46,7 +46,7 @@ from faceteer._errors import (
     UnknownFeatureError,
     UnreadableImageError,
 )
-from faceteer._models.difference import Difference, FeatureDifference
+from faceteer._models.difference import Difference, FeatureDifference, TransferPart
 from faceteer._models.edits import FeatureEdit
 from faceteer._models.encoding import FeatureEncoding
 from faceteer._models.events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
@@ -147,6 +147,7 @@ __all__ = [
     "Started",
     "Timeouts",
     "Tls",
+    "TransferPart",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

@@ -24,7 +24,7 @@ from faceteer.v1 import (
 from faceteer_runtime.cache import Cache
 from faceteer_runtime.cache_keys import embeds_content_id, embeds_key
 from faceteer_runtime.embeddings import from_record, to_record
-from faceteer_runtime.errors import EmbeddingExpired, InvalidField, UnknownFeature
+from faceteer_runtime.errors import EmbeddingExpired, FaceteerError, InvalidField, UnknownFeature
 from faceteer_runtime.tensors import to_array, to_tensor
 
 from faceteer_studio.layout import Layout
@@ -171,16 +171,28 @@ class Studio:
         if request.HasField("reference"):
             start, start_field = await self.source(request.reference, "reference", call), "reference"
         difference = sae_pb2.DiffFeaturesRequest(
-            source=start.input, target=source.input, coverage=request.coverage, max_edits=request.max_edits
+            source=start.input,
+            target=source.input,
+            coverage=request.coverage,
+            max_edits=request.max_edits,
+            for_another=True,
         )
         # The difference goes from the reference to what our caller calls the source.
         fields = {"source": start_field, "target": "source"}
         diff = await call.ports.sae.diff_features(difference, call, fields)
-        edits, coverage = list(diff.edits), diff.coverage
-        known = await features_of([edit.feature.index for edit in edits], call)
-        if not all(edit.feature.index in known for edit in edits):
-            # What the caller may not set is not carried over either.
-            edits = [edit for edit in edits if edit.feature.index in known]
+        known = await features_of([edit.feature.index for edit in diff.edits], call)
+        # What the caller may not set is not carried over either.
+        parts = [
+            studio_pb2.TransferPart(
+                feature_index=edit.feature.index, label=known[edit.feature.index].label, share=share, taken=True
+            )
+            for edit, share in zip(diff.edits, diff.shares or [0.0] * len(diff.edits), strict=True)
+            if edit.feature.index in known
+        ]
+        await self._take(parts, request, call)
+        taken = {part.feature_index for part in parts if part.taken}
+        edits, coverage = [edit for edit in diff.edits if edit.feature.index in taken], diff.coverage
+        if len(edits) < len(diff.edits):
             coverage = await _coverage(start.input, source.input, edits, call)
         edited = await self._edit(target, edits, "target", call, measure=True)
         return studio_pb2.TransferFeaturesResponse(
@@ -190,7 +202,41 @@ class Studio:
             report=edited.report,
             coverage=coverage,
             revisions=await self._revisions(call, encoder=target.execution, sae=edited.execution),
+            parts=parts,
         )
+
+    async def _take(
+        self, parts: Sequence[studio_pb2.TransferPart], request: studio_pb2.TransferFeaturesRequest, call: Call
+    ) -> None:
+        """Writes into ``parts`` which of them ``only`` and ``without`` leave to be carried.
+
+        Raises:
+            InvalidField: one that they name is no part of the difference.
+            UnknownFeature: there is no such feature.
+        """
+        chosen: dict[str, set[int]] = {"only": set(), "without": set()}
+        for field in chosen:
+            for at, reference in enumerate(getattr(request, field)):
+                chosen[field] |= await self._parts_meant(parts, reference, f"{field}[{at}]", call)
+        for part in parts:
+            named = not request.only or part.feature_index in chosen["only"]
+            part.taken = named and part.feature_index not in chosen["without"]
+
+    async def _parts_meant(
+        self, parts: Sequence[studio_pb2.TransferPart], reference: edits_pb2.FeatureRef, field: str, call: Call
+    ) -> set[int]:
+        label = reference.label.casefold()
+        found = {part.feature_index for part in parts if label and part.label.casefold() == label}
+        if not found:
+            try:
+                ((edit,), _) = await by_index([edits_pb2.Edit(feature=reference)], self.upstreams, call)
+            except FaceteerError as error:
+                raise at_our_field(error, {"edits[0].feature": field}) from None
+            found = {part.feature_index for part in parts if part.feature_index == edit.feature.index}
+        if not found:
+            names = dict.fromkeys(part.label or f"#{part.feature_index}" for part in parts)
+            raise InvalidField(field, f"is no part of the difference; its parts are {', '.join(names) or 'none'}")
+        return found
 
     # -- pictures and embeddings -----------------------------------------------------------------
 

@@ -149,6 +149,15 @@ def test_diff_names_what_leads_from_one_to_the_other(faceteer: Run) -> None:
     assert answer["coverage"] >= 0.9
 
 
+def test_transfer_says_what_it_carries_and_takes_some_parts(faceteer: Run) -> None:
+    parts = faceteer("transfer", "boat.png", "other.png", "--json").json["parts"]
+    index = str(parts[0]["index"])
+    some = faceteer("transfer", "boat.png", "other.png", "--only", index, "--json").json
+    assert [part["index"] for part in some["parts"] if part["taken"]] == [int(index)]
+    shown = faceteer("transfer", "boat.png", "other.png", "--without", index)
+    assert "leaves out" in shown.words
+
+
 def test_transfer_draws_the_one_with_features_of_the_other(faceteer: Run, tmp_path: Path) -> None:
     ran = faceteer("transfer", "boat.png", "other.png", "-o", "mixed.png", "--seed", "4", "--json")
     assert ran.json["seed"] == 4

@@ -198,8 +198,21 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
         with self._failing(context):
             target, source = self._image_input(request.target), self._image_input(request.source)
             reference = self._image_input(request.reference) if request.HasField("reference") else target
-            edits, covered = self._difference(reference, source, request.coverage, request.max_edits)
+            found, covered = self._difference(reference, source, request.coverage, request.max_edits)
+            only, without = ({self._resolve(one) for one in refs} for refs in (request.only, request.without))
+            edits = [
+                one for one in found if (not only or one.feature.index in only) and one.feature.index not in without
+            ]
             report, after, resolved = self._apply(target, edits, measure=True)
+            parts = [
+                studio_pb2.TransferPart(
+                    feature_index=one.feature.index,
+                    label=self._labels.get(one.feature.index, ""),
+                    share=0.5,
+                    taken=one in edits,
+                )
+                for one in found
+            ]
             return studio_pb2.TransferFeaturesResponse(
                 edits=resolved,
                 target=self._remember(target),
@@ -207,6 +220,7 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
                 report=report,
                 coverage=covered,
                 revisions=self._revisions(),
+                parts=parts,
             )
 
     # -- what they share ---------------------------------------------------------------------------------------

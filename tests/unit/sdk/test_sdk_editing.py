@@ -308,6 +308,20 @@ def test_a_transfer_is_an_edit_with_its_report(either: Any, server: FakeServer) 
     assert edit.render(seed=3).info["seed"] == 3
 
 
+def test_a_transfer_lists_its_parts_and_takes_some(either: Any) -> None:
+    photo, other = either.open(png(9)), either.open(png(0, 0, 0, 90, 0, 60))
+    whole = either.transfer(photo, other, coverage=1.0)
+    assert {part.taken for part in whole.parts} == {True}
+    first = whole.parts[0]
+    for named in ([first.index], first.label or [first.index]):
+        some = either.transfer(photo, other, coverage=1.0, only=named)
+        assert [edit.feature for edit in some.edits] == [first.index]
+        rest = either.transfer(photo, other, coverage=1.0, without=named)
+        assert first.index not in {edit.feature for edit in rest.edits}
+        assert [part.index for part in rest.parts if not part.taken] == [first.index]
+    assert photo.edit().parts == ()
+
+
 def test_a_transfer_can_be_against_a_third_picture(client: faceteer.Client) -> None:
     photo, other, reference = (client.open(png(*b)) for b in ((9, 9), (0, 0, 90), (0, 0, 30)))
     edit = client.transfer(photo, other, reference=reference)

@@ -132,7 +132,8 @@ class Sae(Upstream, sae_pb2_grpc.SaeServiceServicer):
             )
             for index, value in self.diff
         ]
-        return sae_pb2.DiffFeaturesResponse(edits=edits, coverage=0.875)
+        shares = [value / 8 for _, value in self.diff]
+        return sae_pb2.DiffFeaturesResponse(edits=edits, coverage=0.875, shares=shares)
 
 
 class Generator(Upstream, generator_pb2_grpc.GeneratorServiceServicer):
@@ -562,6 +563,26 @@ async def test_a_transfer_of_open_features_has_the_coverage_of_the_difference(ho
     assert [one.feature.index for one in answer.edits] == [1, 3]
     assert not house.sae.asked("EncodeFeatures")
     assert len(house.sae.asked("EditEmbeds")) == 1
+
+
+async def test_a_transfer_lists_its_parts_and_carries_those_that_are_wanted(house: SimpleNamespace) -> None:
+    house.sae.diff = ((1, 3.0), (GATED, 1.0), (3, 4.0))
+    answer = await transfer(house)
+    assert house.sae.asked("DiffFeatures")[-1].for_another
+    parts = [(part.feature_index, part.label, part.share, part.taken) for part in answer.parts]
+    assert parts == [(1, "f1", 0.375, True), (3, "f3", 0.5, True)]
+    ref = edits_pb2.FeatureRef
+    for fields in ({"only": [ref(label="F1")]}, {"without": [ref(index=3)]}, {"only": [ref(index=1), ref(index=3)],
+                   "without": [ref(label="f3")]}):  # fmt: skip
+        answer = await transfer(house, **fields)
+        assert [one.feature.index for one in answer.edits] == [1]
+        assert [part.taken for part in answer.parts] == [True, False]
+        # (0, 3, 0, 0) of (0, 3, 0, 4).
+        assert answer.coverage == pytest.approx(0.36)
+    failure = await failure_of(transfer(house, only=[ref(index=1), ref(label="f5")]))
+    assert failure.message == "only[1]: is no part of the difference; its parts are f1, f3"
+    failure = await failure_of(transfer(house, without=[ref(label="f7")]))
+    assert failure.field == "without[0].label"
 
 
 async def test_a_transfer_from_a_reference_starts_there_and_edits_the_target(house: SimpleNamespace) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from faceteer._async.connection import AsyncConnection
 from faceteer._errors import EmbeddingExpiredError, FaceteerError, InternalError, NoiseExpiredError
 from faceteer._files import write_atomically
+from faceteer._models.difference import TransferPart
 from faceteer._models.edit_stream import EditStream
 from faceteer._models.edits import FeatureEdit, FeatureKey, Unit, chained, without
 from faceteer._models.events import Drawn, EditEvent, Finished, Preview, Progress, Queued, Started
@@ -53,6 +54,11 @@ class AsyncEdit:
     def coverage(self) -> float | None:
         """For an edit made by transfer: the share of the difference that it carries. None otherwise."""
         return self._plan.coverage
+
+    @property
+    def parts(self) -> tuple[TransferPart, ...]:
+        """For an edit made by transfer: the parts of the difference, taken or not, largest first. Empty otherwise."""
+        return self._plan.parts
 
     def set(self, feature: FeatureKey, value: float = 1.0, *, unit: Unit = "scaled") -> Self:
         """The activation becomes ``value``; "scaled": 1.0 is the feature's 99th percentile where it fires."""

@@ -9,6 +9,7 @@ from typing import Any
 from faceteer._models.edits import FeatureEdit
 from faceteer._models.shown import Named, Shown
 from faceteer._models.tables import text_table
+from faceteer.v1 import studio_pb2
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,28 @@ class FeatureDifference(Named):
     source: float
     target: float
     change: float
+
+
+@dataclass(frozen=True)
+class TransferPart(Named):
+    """One part of what a transfer could carry.
+
+    Attributes:
+        index: the feature.
+        label: empty when it has none.
+        share: of the difference; the shares of all features that differ add up to 1.
+        taken: whether the edit carries it.
+    """
+
+    index: int
+    label: str
+    share: float
+    taken: bool
+
+    @classmethod
+    def from_proto(cls, message: studio_pb2.TransferPart) -> TransferPart:
+        """From the wire."""
+        return cls(message.feature_index, message.label, message.share, message.taken)
 
 
 @dataclass(frozen=True)

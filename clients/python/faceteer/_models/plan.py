@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from faceteer._errors import invalid
+from faceteer._models.difference import TransferPart
 from faceteer._models.edits import FeatureEdit, chained
 from faceteer._models.photo import OpenedPhoto
 from faceteer._models.recipe import Recipe
@@ -35,6 +36,7 @@ class EditPlan:
         expected: the models that the photo was opened with, or a recipe made for; the server refuses to run on others,
             where the same index is another feature.
         coverage: the share of a difference that the edits carry, for those made by transfer; None otherwise.
+        parts: of that difference, taken or not; empty otherwise.
         recipe_photo: SHA-256 of the picture that a recipe was made from, where it keeps a layout; empty otherwise.
     """
 
@@ -43,6 +45,7 @@ class EditPlan:
     settings: Settings = field(default_factory=Settings)
     expected: Revisions = field(default_factory=Revisions)
     coverage: float | None = None
+    parts: tuple[TransferPart, ...] = ()
     recipe_photo: str = ""
     outcome: Outcome = field(default_factory=Outcome, compare=False)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from google.protobuf import wrappers_pb2
 
 from faceteer._errors import FaceteerError, invalid, name_picture
-from faceteer._models.difference import Difference, FeatureDifference
-from faceteer._models.edits import FeatureEdit
+from faceteer._models.difference import Difference, FeatureDifference, TransferPart
+from faceteer._models.edits import FeatureEdit, FeatureKey, feature_ref
 from faceteer._models.photo import OpenedPhoto
 from faceteer._models.pictures import Picture, picture_name
 from faceteer._models.plan import EditPlan, Outcome
@@ -191,9 +191,29 @@ class Client(Encoder):
         reference: Photo | None = None,
         coverage: float = 0.9,
         max_edits: int | None = None,
+        only: Iterable[FeatureKey] = (),
+        without: Iterable[FeatureKey] = (),
         timeout: float | None = None,
     ) -> Edit:
-        """An edit of ``photo`` that carries over what ``other`` has and ``reference`` (``photo`` by default) lacks."""
+        """An edit of ``photo`` that carries over what ``other`` has and ``reference`` (``photo`` by default) lacks.
+
+        What the difference turns on among rivals ("night" for "day") is switched to, so that the photo's own value
+        gives way. The edit's ``parts`` say what makes up the difference.
+
+        Args:
+            photo: the picture to change.
+            other: the picture to take from.
+            reference: what ``other`` is compared with.
+            coverage: the share of the difference to carry.
+            max_edits: most edits; the server's limit when left out.
+            only: carry only these parts, by label or index.
+            without: leave these parts out.
+            timeout: seconds.
+
+        Raises:
+            InvalidArgumentError: a part that is none; the message lists those there are.
+        """
+        kept, left_out = [[feature_ref(one) for one in _several(given)] for given in (only, without)]
         _check_share(coverage, max_edits)
         target, source = photo._opened, other._opened
         attempts = self._connection.attempts(timeout, self._connection.timeouts.open)
@@ -206,12 +226,16 @@ class Client(Encoder):
                 reference=None if reference is None else reference._opened.image_input(),
                 coverage=coverage,
                 max_edits=max_edits or 0,
+                only=kept,
+                without=left_out,
             )
 
         answer = self._connection.call_with_photos(TRANSFER_FEATURES, request, photos, attempts)
         report = EditReport.from_proto(answer.report, answer.edits, answer.revisions, answer.embedding, None)
         plan = EditPlan.of(target, report.edits)
-        return Edit(self._connection, replace(plan, coverage=answer.coverage, outcome=Outcome(report)))
+        parts = tuple(map(TransferPart.from_proto, answer.parts))
+        made = replace(plan, coverage=answer.coverage, parts=parts, outcome=Outcome(report))
+        return Edit(self._connection, made)
 
     def status(self, *, timeout: float | None = None) -> ServerStatus:
         """What the server runs, its limits, and whether its services are well.
@@ -270,6 +294,11 @@ class Client(Encoder):
                 return "unknown"
             raise
         return HEALTH.get(answer.value, "unknown")
+
+
+def _several(features: Iterable[FeatureKey]) -> Iterable[FeatureKey]:
+    """One label is a label, not a list of letters."""
+    return (features,) if isinstance(features, str) else features
 
 
 def _check_share(coverage: float, max_edits: int | None) -> None:

@@ -121,12 +121,19 @@ def transfer(
         Path | None, typer.Option("--reference", help="Carry over only what OTHER has and this picture lacks.")
     ] = None,
     coverage: options.Coverage = 0.9,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="FEATURE", help="Carry only this part; may be repeated.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="FEATURE", help="Leave this part out; may be repeated.")
+    ] = None,
 ) -> None:
-    """Carry the features of OTHER over to IMAGE."""
+    """Carry the features of OTHER over to IMAGE: all of them, or some ("take the cat, keep the sea")."""
+    kept, left_out = (list(map(arguments.feature_key, given or ())) for given in (only, without))
     with call.client() as client:
         target, source = opened(client, image), opened(client, other)
         against = None if reference is None else opened(client, reference)
-        planned = client.transfer(target, source, reference=against, coverage=coverage)
+        planned = client.transfer(target, source, reference=against, coverage=coverage, only=kept, without=left_out)
         drawing.draw(planned, f"{source.name} → {target.name}", json=call.json)
 
 

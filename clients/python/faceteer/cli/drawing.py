@@ -73,9 +73,11 @@ class Drawing:
             answer |= {**report.to_dict(), "recipe": recipe.to_dict(), "recipe_hash": recipe.hash}
             if edit.coverage is not None:
                 answer["coverage"] = edit.coverage
+                answer["parts"] = [dict(vars(part)) for part in edit.parts]
             output.print_json(answer)
             return
         to = show.console()
+        show.parts(to, edit.parts)
         show.report(to, name, report)
         show.wrote(to, *wrote)
         if self.out is None:

@@ -95,6 +95,17 @@ def report(to: Console, name: str, result: faceteer.EditReport) -> None:
     _warnings(to, result.warnings)
 
 
+def parts(to: Console, of: Sequence[faceteer.TransferPart]) -> None:
+    """What a transfer carries, and what it leaves out."""
+    for title, listed in (
+        ("carries", [part for part in of if part.taken]),
+        ("leaves out", [part for part in of if not part.taken]),
+    ):
+        if listed:
+            names = ", ".join(f"{part.name} ({part.share:.0%})" for part in listed)
+            to.print(_indented(Text.assemble((f"{title} ", "dim"), names)))
+
+
 def difference(to: Console, source: str, target: str, result: faceteer.Difference, top: int) -> None:
     """What leads from one picture to another."""
     _title(to, f"{source} → {target}", result.summary())

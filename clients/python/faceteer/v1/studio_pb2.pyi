@@ -574,6 +574,8 @@ class TransferFeaturesRequest(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
     MAX_EDITS_FIELD_NUMBER: _builtins.int
+    ONLY_FIELD_NUMBER: _builtins.int
+    WITHOUT_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
     """As in DiffFeaturesRequest."""
     max_edits: _builtins.int
@@ -590,6 +592,16 @@ class TransferFeaturesRequest(_message.Message):
     def reference(self) -> Global___ImageInput:
         """What the source is compared with; the target when left out. With it, (source - reference) is carried onto the target."""
 
+    @_builtins.property
+    def only(self) -> _containers.RepeatedCompositeFieldContainer[_edits_pb2.FeatureRef]:
+        """Carry only these parts of the difference; all of them when left out. A label means every part of that label.
+        INVALID_ARGUMENT for one that is no part, with a list of those that are.
+        """
+
+    @_builtins.property
+    def without(self) -> _containers.RepeatedCompositeFieldContainer[_edits_pb2.FeatureRef]:
+        """Leave these parts out."""
+
     def __init__(
         self,
         *,
@@ -598,14 +610,50 @@ class TransferFeaturesRequest(_message.Message):
         reference: Global___ImageInput | None = ...,
         coverage: _builtins.float = ...,
         max_edits: _builtins.int = ...,
+        only: _abc.Iterable[_edits_pb2.FeatureRef] | None = ...,
+        without: _abc.Iterable[_edits_pb2.FeatureRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference", "source", b"source", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "max_edits", b"max_edits", "reference", b"reference", "source", b"source", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "max_edits", b"max_edits", "only", b"only", "reference", b"reference", "source", b"source", "target", b"target", "without", b"without"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferFeaturesRequest: _TypeAlias = TransferFeaturesRequest  # noqa: Y015
+
+@_typing.final
+class TransferPart(_message.Message):
+    """One part of a difference."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_INDEX_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    feature_index: _builtins.int
+    """The feature."""
+    label: _builtins.str
+    """Its label; empty when it has none."""
+    share: _builtins.float
+    """Its share of the difference, as in DiffFeaturesResponse.shares."""
+    taken: _builtins.bool
+    """Whether the edits carry it: only and without leave some out."""
+    def __init__(
+        self,
+        *,
+        feature_index: _builtins.int = ...,
+        label: _builtins.str = ...,
+        share: _builtins.float = ...,
+        taken: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_index", b"feature_index", "label", b"label", "share", b"share", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferPart: _TypeAlias = TransferPart  # noqa: Y015
 
 @_typing.final
 class TransferFeaturesResponse(_message.Message):
@@ -619,11 +667,14 @@ class TransferFeaturesResponse(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
     REVISIONS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
     """The share of the difference that the edits carry."""
     @_builtins.property
     def edits(self) -> _containers.RepeatedCompositeFieldContainer[_edits_pb2.Edit]:
-        """ADD edits in RAW units for the target, largest contribution first."""
+        """Edits in RAW units for the target, largest contribution first: SWITCH for what the difference turns on among rivals,
+        ABLATE for what it turns off with nothing in its place, ADD for the rest (see DiffFeaturesRequest.for_another).
+        """
 
     @_builtins.property
     def target(self) -> _tensor_pb2.Embedding:
@@ -641,6 +692,10 @@ class TransferFeaturesResponse(_message.Message):
     def revisions(self) -> _execution_pb2.Revisions:
         """What ran."""
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferPart]:
+        """All parts of the difference, taken or not, largest contribution first."""
+
     def __init__(
         self,
         *,
@@ -650,10 +705,11 @@ class TransferFeaturesResponse(_message.Message):
         report: _edits_pb2.EditReport | None = ...,
         coverage: _builtins.float = ...,
         revisions: _execution_pb2.Revisions | None = ...,
+        parts: _abc.Iterable[Global___TransferPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "report", b"report", "revisions", b"revisions", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "edits", b"edits", "embedding", b"embedding", "report", b"report", "revisions", b"revisions", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "edits", b"edits", "embedding", b"embedding", "parts", b"parts", "report", b"report", "revisions", b"revisions", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
