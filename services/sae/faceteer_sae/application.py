@@ -23,7 +23,14 @@ from faceteer_runtime.outcome import Computed, Failed, required
 
 from faceteer_sae import edits as editing
 from faceteer_sae import features as describing
-from faceteer_sae.diff import FeatureDiff, check_coverage, diff_features, for_another
+from faceteer_sae.diff import (
+    CARRIED_COVERAGE,
+    DEFAULT_COVERAGE,
+    FeatureDiff,
+    check_coverage,
+    diff_features,
+    for_another,
+)
 from faceteer_sae.edits import EditColumns, Edits, Measured
 from faceteer_sae.features import Encoding, InputWarning, Origin, Strongest
 from faceteer_sae.model import SparseAutoencoder
@@ -208,7 +215,7 @@ class SaeApplication:
         """
         if max_edits > self._max_edits:
             raise InvalidField("max_edits", f"must be at most {self._max_edits}, or 0 for that")
-        coverage = check_coverage(coverage)
+        coverage = check_coverage(coverage, CARRIED_COVERAGE if another else DEFAULT_COVERAGE)
         embeddings, embeds_us = await self._embeddings.resolve_many([source, target])
         x_source, x_target = (required(embedding).x for embedding in embeddings)
         found, features_us = await self._features_of([x_source, x_target])

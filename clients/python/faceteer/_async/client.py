@@ -190,7 +190,7 @@ class AsyncClient(AsyncEncoder):
         other: AsyncPhoto,
         *,
         reference: AsyncPhoto | None = None,
-        coverage: float = 0.9,
+        coverage: float = 0.98,
         max_edits: int | None = None,
         only: Iterable[FeatureKey] = (),
         without: Iterable[FeatureKey] = (),

@@ -189,7 +189,7 @@ class Client(Encoder):
         other: Photo,
         *,
         reference: Photo | None = None,
-        coverage: float = 0.9,
+        coverage: float = 0.98,
         max_edits: int | None = None,
         only: Iterable[FeatureKey] = (),
         without: Iterable[FeatureKey] = (),

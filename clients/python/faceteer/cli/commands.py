@@ -120,7 +120,7 @@ def transfer(
     reference: Annotated[
         Path | None, typer.Option("--reference", help="Carry over only what OTHER has and this picture lacks.")
     ] = None,
-    coverage: options.Coverage = 0.9,
+    coverage: options.Coverage = 0.98,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="FEATURE", help="Carry only this part; may be repeated.")
     ] = None,

@@ -467,7 +467,8 @@ class DiffFeaturesRequest(_message.Message):
     MAX_EDITS_FIELD_NUMBER: _builtins.int
     FOR_ANOTHER_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
-    """The share of the features' difference, sum (f_i(target) - f_i(source)) d_i, to carry: in (0, 1]; 0 means 0.9.
+    """The share of the features' difference, sum (f_i(target) - f_i(source)) d_i, to carry: in (0, 1]; 0 means
+    0.9, with for_another 0.98.
     Carried share of a set S: 1 - ||rest without S||^2 / ||difference||^2.
     """
     max_edits: _builtins.int

@@ -577,7 +577,7 @@ class TransferFeaturesRequest(_message.Message):
     ONLY_FIELD_NUMBER: _builtins.int
     WITHOUT_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
-    """As in DiffFeaturesRequest."""
+    """As in DiffFeaturesRequest; 0 means 0.98."""
     max_edits: _builtins.int
     """As in DiffFeaturesRequest."""
     @_builtins.property

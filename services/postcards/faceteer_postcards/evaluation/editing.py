@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from faceteer_sae.diff import DEFAULT_COVERAGE, diff_features, for_another
+from faceteer_sae.diff import CARRIED_COVERAGE, diff_features, for_another
 from faceteer_sae.edits import EditColumns, Unit, check_edits
 from faceteer_sae.edits import apply_edits as product_edits
 from faceteer_sae.model import SparseAutoencoder
@@ -45,7 +45,7 @@ def transfer(
     source: torch.Tensor,
     target: torch.Tensor,
     onto: torch.Tensor,
-    coverage: float = DEFAULT_COVERAGE,
+    coverage: float = CARRIED_COVERAGE,
 ) -> torch.Tensor:
     """`onto` [n, d] with what leads from `source` to `target` carried over, row by row, by the product's own code."""
     rows = []
