@@ -161,12 +161,14 @@ def novelty_warnings(statistics: FeatureStatistics | None, encoding: Encoding, o
     if novelty is None or not encoding.novelty > (limit := float(novelty.limit[0])):
         return []
     explained, usual = encoding.explained_variance, novelty.usual_explained_variance
-    figures = "" if explained >= usual else f" (its features explain {explained:.1%} of it, of its own {usual:.1%})"
-    example = f"a picture of its own kind, such as {origin.example}," if origin.example else "a picture of its own kind"
+    figures = (
+        "" if explained >= usual else f" (its features explain {explained:.1%} of it, {usual:.1%} of its own ones)"
+    )
+    example = f", such as {origin.example}" if origin.example else ""
     message = (
         f"This picture is unlike those that the bundle {origin.bundle!r} was made from{figures}, so edits will "
-        f"probably not do what they say. Try {example} or a bundle made from pictures like yours "
-        "(docs/your-own-library.md). If it is of its kind, a larger or less compressed file may help."
+        f"probably not do what they say. Try one of its own pictures{example}, or a bundle made from pictures like "
+        "yours (docs/your-own-library.md). If this is one of its own, a larger or less compressed file may help."
     )
     return [InputWarning("UNLIKE_THE_CORPUS", message, encoding.novelty, limit)]
 
