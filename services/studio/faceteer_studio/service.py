@@ -1,4 +1,4 @@
-"""Wires the front door together: the studio, and gateways to the other four services.
+"""Wires the front door together: the studio, and the other four services forwarded.
 
 :mod:`faceteer_studio.all_in_one` wires them within one process instead.
 """
@@ -14,7 +14,7 @@ from faceteer.v1 import studio_pb2_grpc
 from faceteer_runtime.service import Resources, Service
 
 from faceteer_studio.application import Studio
-from faceteer_studio.gateway import gateway
+from faceteer_studio.forwarding import forwarded
 from faceteer_studio.library_front import LibraryFront
 from faceteer_studio.ports import Ports, Remote
 from faceteer_studio.servicer import StudioServicer, library_handlers
@@ -59,5 +59,5 @@ def build(resources: Resources) -> list[Service]:
     )
     ports = Ports(encoder, sae, generator, library)
     studio, before_library = build_over(ports, resources, settings.studio_wait_seconds)
-    gateways = [gateway(remote, ports) for remote in (encoder, sae, generator)]
-    return [studio, *gateways, gateway(library, ports, before_library)]
+    others = [forwarded(remote, ports) for remote in (encoder, sae, generator)]
+    return [studio, *others, forwarded(library, ports, before_library)]

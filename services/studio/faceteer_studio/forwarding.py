@@ -16,7 +16,7 @@ from faceteer_studio.ports import SERVICES, Call, Ports, Remote
 from faceteer_studio.upstream_errors import from_rpc_error
 
 
-def gateway(remote: Remote, ports: Ports, instead: Mapping[str, Any] | None = None) -> Service:
+def forwarded(remote: Remote, ports: Ports, instead: Mapping[str, Any] | None = None) -> Service:
     """A service by the remote one's name that forwards to it, except for the methods with a handler in ``instead``."""
     handlers = {method.name: _forward(remote, ports, method) for method in SERVICES[remote.name].methods}
     handlers |= instead or {}
