@@ -1,7 +1,8 @@
 """Says what an icon shows by a classifier of renders, which had no part in the labels.
 
-For every factor value the classifier gives a probability; a value has moved by as much as its probability has. What has
-changed to be seen at one strength is the sum over factors of the total variation between the two distributions.
+For every factor value the classifier gives a probability; a value has moved by as much as its probability has. A change
+is visible where the classifier changes its mind about a factor: where the total variation between a factor's two
+distributions passes one half.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from faceteer_postcards.evaluation.judge import Judge
 from faceteer_postcards.movq import to_tensor
 from faceteer_postcards.render import SIZE
 from faceteer_postcards.words import MEANT
-from faceteer_postcards.world import VALUES
+from faceteer_postcards.world import FACTORS, VALUES
 
 Floats = npt.NDArray[np.float32]
-# Of one factor's probability: less is the classifier's own unrest.
-_UNSEEN = 0.1
+# Of a factor's probability. On a blurred template the classifier wavers by up to 0.4 where nobody sees a change.
+_UNSEEN = 0.5
+_FACTORS = [[place for place, (name, _) in enumerate(VALUES) if name == factor] for factor in FACTORS]
 _PLACES = {value: place for place, value in enumerate(VALUES)}
 
 
@@ -48,7 +50,8 @@ class ClassifierJudge:
         if shown[0, place] > 0.5:
             return None
         moved = shown[1:] - shown[:1]
-        seen = np.maximum(np.abs(moved).sum(1) / 2 - _UNSEEN, 0)
+        changed = np.stack([np.abs(moved[:, places]).sum(1) / 2 for places in _FACTORS], 1)
+        seen = np.maximum(changed.max(1) - _UNSEEN, 0)
         # Values that stay where they are tie.
         return causal_score(np.round(moved, 2), seen, place)
 
