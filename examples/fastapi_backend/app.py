@@ -1,8 +1,8 @@
 """A back end that edits its users' pictures: FastAPI in front, Faceteer behind, one connection for all requests.
 
 FACETEER_ADDRESS=localhost:50050 uvicorn app:app --app-dir examples/fastapi_backend
-curl --data-binary @boat.png localhost:8000/features
-curl --data-binary @boat.png 'localhost:8000/edit?feature=night&value=1&seed=7' -o night.png
+curl --data-binary @PICTURE localhost:8000/features
+curl --data-binary @PICTURE 'localhost:8000/edit?feature=night&value=1&seed=7' -o night.png
 """
 
 from __future__ import annotations

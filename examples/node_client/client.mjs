@@ -1,7 +1,7 @@
 // Opens a picture, prints its features, sets one and writes what was drawn: the contract straight from protos/.
 //
 //     npm install --no-package-lock
-//     node client.mjs boat.png night 1.0 night.webp        # FACETEER_ADDRESS, else localhost:50050
+//     node client.mjs boat.png night 1.0 night.png        # FACETEER_ADDRESS, else localhost:50050
 import { readFile, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
