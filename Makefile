@@ -11,7 +11,7 @@ MUTATION_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-MEMBERS := clients/python[cli] services/runtime services/encoder[onnx] services/sae services/generator services/library \
+MEMBERS := clients/python[cli] services/runtime[heic] services/encoder[onnx] services/sae services/generator services/library \
 	services/studio services/gateway services/trainer[ray,onnx] services/postcards
 # Constraints by environment variable: unlike -c it also replaces one that pip's own configuration may hold.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
