@@ -7,6 +7,7 @@ from faceteer_trainer.cli.jobs import Job, run_job
 JOBS = {
     "build": Job("faceteer_postcards.build", "make the postcards bundle, whole or one step of it"),
     "library": Job("faceteer_postcards.library", "make a bundle's library anew from fresh renders"),
+    "refine": Job("faceteer_postcards.refine", "train a bundle's generator on, for sharper subjects"),
     "evaluate": Job("faceteer_postcards.evaluation.run", "measure a bundle against the truth of its pictures"),
 }
 

@@ -5,8 +5,10 @@ Kandinsky's pipeline decodes without quantising, so none is trained; the codeboo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -220,3 +222,121 @@ def sharpen_decoder(
         output = sharp.eval().decode(sharp.encode(target).latents, force_not_quantize=True).sample
     run.log(held_out_psnr=psnr(output, target))
     return sharp
+
+
+class Batch(NamedTuple):
+    """Pictures u8 [b, 64, 64, 3], how much of each pixel is a subject f32 [b, 64, 64], and what is decoded.
+
+    `latents` f32 [m, c, h, w] belong to the first m of the pictures, as a UNet draws them; those of the others, or of
+    all where it is None, are the encoder's.
+    """
+
+    pictures: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.float32]
+    latents: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RefineMovq:
+    """How a trained autoencoder is trained on.
+
+    Attributes:
+        subject: weight of pixels of a subject; the rest has 1.
+        laplacian: weight of L1 on second differences; that on first differences has 0.5.
+        hold: weight of the squared distance of latents from what they were, which is what a UNet has learnt.
+        latent_noise: standard deviation added to half of the encoder's latents.
+        encoder: whether the encoding half learns too; without it latents stay what they are.
+        compiled: by Inductor: minutes of compiling, then 1.7 times as fast on a CPU.
+    """
+
+    batch: int = 8
+    peak_rate: float = 1e-3
+    subject: float = 4.0
+    laplacian: float = 0.25
+    hold: float = 1.0
+    latent_noise: float = 0.1
+    encoder: bool = True
+    compiled: bool = False
+
+
+def subject_loss(
+    output: torch.Tensor, target: torch.Tensor, masks: torch.Tensor, subject: float, laplacian: float
+) -> torch.Tensor:
+    """L1, squared error and L1 of the error's first and second differences, weighted by `masks` [b, 1, h, w].
+
+    A subject's edge weighs as the subject does.
+    """
+    error = output.float() - target
+    weight = 1 + (subject - 1) * F.max_pool2d(masks, 3, 1, 1)
+    weight = weight / weight.mean()
+    rows, columns = _edges(error)
+    second = 4 * error[..., 1:-1, 1:-1] - (error[..., 2:, 1:-1] + error[..., :-2, 1:-1])
+    second = second - (error[..., 1:-1, 2:] + error[..., 1:-1, :-2])
+    point = (weight * (error.abs() + 4 * error.square())).mean()
+    first = (weight[..., 1:, :] * rows.abs()).mean() + (weight[..., 1:] * columns.abs()).mean()
+    return point + 0.5 * first + laplacian * (weight[..., 1:-1, 1:-1] * second.abs()).mean()
+
+
+def refine_movq(
+    start: VQModel,
+    batches: Callable[[int, int], Batch],
+    directory: Path,
+    budget: Budget,
+    settings: RefineMovq | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    log_every: int = 100,
+) -> VQModel:
+    """Train a finished autoencoder on; returns the averaged weights. `batches(step, size)` gives what a step sees.
+
+    Where the encoder learns, its latents are held close to those of `start`.
+    """
+    settings = settings or RefineMovq()
+    on = torch.device(device)
+    start = start.to(on).eval().requires_grad_(False)
+    model = VQModel.from_config(start.config).to(on).eval()
+    model.load_state_dict(start.state_dict())
+    halves = ("decoder.", "post_quant_conv.", *(("encoder.", "quant_conv.") if settings.encoder else ()))
+    trained = [p for name, p in model.named_parameters() if name.startswith(halves)]
+    optimizer = torch.optim.AdamW(trained, settings.peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    ema = Ema(model, 0.998)
+    name = "movq" if settings.encoder else "decoder"
+    run = Run(directory, name, budget, {"model": model, "optimizer": optimizer, "ema": ema}, save_every=120)
+
+    def encode_before(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            latents: torch.Tensor = start.encode(images).latents
+        return latents
+
+    def through(images: torch.Tensor, known: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latents = model.encode(images).latents if settings.encoder else known
+        return latents, model.decode(latents + noise, force_not_quantize=True).sample
+
+    if settings.compiled:
+        encode_before = torch.compile(encode_before, dynamic=False)
+        through = torch.compile(through, dynamic=False)
+    for step in run.steps():
+        pictures, masks, drawn = batches(step, settings.batch)
+        target, mask = to_tensor(pictures, on), torch.from_numpy(masks)[:, None].to(on)
+        generator = step_generator(seed, step)
+        set_rate(optimizer, learning_rate(settings.peak_rate, step, run.progress))
+        with autocast(on):
+            known = encode_before(target).float().clone()
+            noise = torch.randn(known.shape, generator=generator) * settings.latent_noise
+            noise *= torch.rand(len(noise), 1, 1, 1, generator=generator) < 0.5
+            if drawn is not None:  # these have the UNet's own noise
+                known[: len(drawn)] = drawn.to(on)
+                noise[: len(drawn)] = 0
+            latents, output = through(target, known, noise.to(on))
+        moved = F.mse_loss(latents.float(), known)
+        loss = subject_loss(output, target, mask, settings.subject, settings.laplacian) + settings.hold * moved
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        ema.update(model, step)
+        if step % log_every == 0:
+            run.log(loss=loss.item(), psnr=psnr(output, target), moved=moved.item() ** 0.5)
+    refined = VQModel.from_config(start.config)
+    refined.load_state_dict({weight: value.cpu() for weight, value in ema.weights.items()})
+    return refined.eval()

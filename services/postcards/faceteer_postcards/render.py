@@ -147,6 +147,11 @@ def _weather(picture: Pixels, scene: Scene, rng: np.random.Generator) -> None:
 
 def render(scene: Scene) -> npt.NDArray[np.uint8]:
     """The picture of a scene: uint8 [64, 64, 3], RGB."""
+    return render_with_mask(scene)[0]
+
+
+def render_with_mask(scene: Scene) -> tuple[npt.NDArray[np.uint8], Pixels]:
+    """The picture, and how much of each pixel is a subject: float32 [64, 64], 0 to 1; weather in front is left out."""
     rng = np.random.default_rng(scene.seed)
     outlined = scene.style == "outlined"
     picture = _background(scene.time, scene.ground, outlined, int(rng.integers(0, 4))).copy()
@@ -156,14 +161,21 @@ def render(scene: Scene) -> npt.NDArray[np.uint8]:
     dx, dy = (int(step) for step in rng.integers(-2, 3, 2))
     rise = 0 if scene.subject != "balloon" else 8 if scene.count == "one" else 14
     drawing = sprite(scene.subject, scene.colour, size, outlined, scene.time == "night")
+    ground = np.ones((SIZE, SIZE, 1), np.float32)  # what of each pixel is not a subject
+    cut_out = np.zeros_like(drawing[0][..., :1]), drawing[1]
     for x, foot in places:
         feet = foot + dy // 2 + (int(rng.integers(-1, 2)) if rise else 0)
         if not rise:
             shade = picture[feet - 1 : feet + 2, max(x + dx - size // 3, 0) : x + dx + size // 3]
             shade *= 0.72
         _paste(picture, drawing, x + dx - size // 2, feet - size + 2 - rise, light)
+        _paste(ground, cut_out, x + dx - size // 2, feet - size + 2 - rise, light[:1])
     _weather(picture, scene, rng)
-    return _finish(picture, scene)
+    mask = 1 - ground[..., 0]
+    if scene.border != "none":
+        mask[:FRAME] = mask[-FRAME:] = 0.0
+        mask[:, :FRAME] = mask[:, -FRAME:] = 0.0
+    return _finish(picture, scene), mask
 
 
 def _finish(picture: Pixels, scene: Scene) -> npt.NDArray[np.uint8]:

@@ -8,8 +8,11 @@ those seen in training.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +24,9 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from faceteer_postcards.training import Ema, Run, autocast, learning_rate, set_rate, step_generator
+
+# The share of a latent cell from which it holds a subject.
+_SHOWN = 0.02
 
 
 @dataclass(frozen=True)
@@ -232,6 +238,140 @@ def generate(
         without, with_embeds = output[:, :channels].float().chunk(2)
         latents = scheduler.step(without + guidance * (with_embeds - without), time, latents).prev_sample
     return latents
+
+
+class Latents(NamedTuple):
+    """What a step of refining learns from: clean f32 [b, c, h, w], embeds f32 [b, d], cells f32 [b, h, w].
+
+    `cells` is how much of each latent cell is a subject.
+    """
+
+    clean: torch.Tensor
+    embeds: torch.Tensor
+    cells: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RefineUnet:
+    """How a trained decoder is trained on.
+
+    Attributes:
+        subject: weight of the latent cells that hold a subject; the rest has 1.
+        middle: share of timesteps drawn from `span`, where shapes are decided; the others are drawn from all.
+        span: first and last of those timesteps.
+        noise: standard deviation added to half of the embeddings, of each dimension's own.
+    """
+
+    batch: int = 48
+    peak_rate: float = 6e-4
+    warmup_steps: int = 100
+    subject: float = 3.0
+    middle: float = 0.8
+    span: tuple[int, int] = (150, 750)
+    dropped: float = 0.1
+    noise: float = 0.15
+    ema_decay: float = 0.999
+    compiled: bool = False
+
+
+def refine_unet(
+    start: UNet2DConditionModel,
+    draw: Callable[[int, torch.Generator], Latents],
+    negative: torch.Tensor,
+    spread: torch.Tensor,
+    directory: Path,
+    budget: Budget,
+    settings: RefineUnet | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    log_every: int = 100,
+) -> UNet2DConditionModel:
+    """Train a finished decoder, which takes raw embeddings, on; returns the averaged weights.
+
+    `draw(size, generator)` gives a batch; negative [1, d]; `spread` [d] is the embeddings' standard deviation.
+    """
+    settings = settings or RefineUnet()
+    on = torch.device(device)
+    model = UNet2DConditionModel.from_config(start.config).to(on).eval()
+    model.load_state_dict(start.state_dict())
+    channels = model.config.in_channels
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.peak_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+    )
+    ema = Ema(model, settings.ema_decay)
+    run = Run(directory, "unet", budget, {"model": model, "optimizer": optimizer, "ema": ema}, save_every=180)
+    alphas = build_scheduler().alphas_cumprod
+
+    def predict(noisy: torch.Tensor, times: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = model(noisy, times, None, added_cond_kwargs={"image_embeds": condition}).sample
+        return output[:, :channels]
+
+    if settings.compiled:
+        predict = torch.compile(predict, dynamic=False)
+    low, high = settings.span
+    for step in run.steps():
+        generator = step_generator(seed, step)
+        clean, embeds, cells = draw(settings.batch, generator)
+        wobble = torch.randn(embeds.shape, generator=generator) * spread
+        wobble *= settings.noise * (torch.rand(len(clean), 1, generator=generator) < 0.5)
+        dropped = torch.rand(len(clean), 1, generator=generator) < settings.dropped
+        condition = torch.where(dropped, negative, embeds + wobble)
+        times = _stratified_times(len(clean), generator)
+        inner = torch.rand(len(clean), generator=generator) < settings.middle
+        times = torch.where(inner, low + times * (high - low) // 1000, times)
+        noise = torch.randn(clean.shape, generator=generator)
+        signal = alphas[times].sqrt()[:, None, None, None]
+        rest = (1 - alphas[times]).sqrt()[:, None, None, None]
+        set_rate(optimizer, learning_rate(settings.peak_rate, step, run.progress, settings.warmup_steps))
+        with autocast(on):
+            output = predict((signal * clean + rest * noise).to(on), times.to(on), condition.to(on))
+        error = (output.float() - (signal * noise - rest * clean).to(on)).square().mean(1)
+        shown = cells.to(on) > _SHOWN
+        weight = 1 + (settings.subject - 1) * shown
+        loss = (weight * error).mean() / weight.float().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update(model, step)
+        if step % log_every == 0:
+            run.log(loss=loss.item(), subject=error[shown].mean().item(), samples=float((step + 1) * settings.batch))
+    refined = UNet2DConditionModel.from_config(start.config)
+    refined.load_state_dict({name: value.cpu() for name, value in ema.weights.items()})
+    return refined.eval()
+
+
+@torch.no_grad()
+def draw_from(
+    unet: UNet2DConditionModel,
+    latents: torch.Tensor,
+    embeds: torch.Tensor,
+    negative: torch.Tensor,
+    time: int,
+    seed: int,
+    steps: int = 6,
+    guidance: float = 2.0,
+) -> torch.Tensor:
+    """Noise clean latents [n, c, h, w] as of timestep `time`, and draw on from there in `steps` steps of DDIM.
+
+    So what the latents should show is known, and they have the faults of drawn ones.
+    """
+    alphas = build_scheduler().alphas_cumprod
+    channels = unet.config.in_channels
+    condition = torch.cat([negative.expand(len(embeds), -1), embeds])
+    times = [int(at) for at in torch.linspace(time, 0, steps + 1).round()]
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    now: torch.Tensor = alphas[time].sqrt() * latents + (1 - alphas[time]).sqrt() * noise
+    for at, following in pairwise(times):
+        with autocast(unet.device):
+            output = unet(torch.cat([now] * 2), at, None, added_cond_kwargs={"image_embeds": condition}).sample
+        without, with_embeds = output[:, :channels].float().chunk(2)
+        v = without + guidance * (with_embeds - without)
+        signal, rest = alphas[at].sqrt(), (1 - alphas[at]).sqrt()
+        clean, noise = signal * now - rest * v, rest * now + signal * v
+        left = alphas[following] if following else torch.ones(())
+        now = left.sqrt() * clean + (1 - left).sqrt() * noise
+    return now
 
 
 def split_seeds(seed: int, count: int) -> list[int]:

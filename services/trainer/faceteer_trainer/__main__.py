@@ -8,6 +8,7 @@ from faceteer_trainer.cli.jobs import Job, run_job
 JOBS = {
     "embed": Job("faceteer_trainer.cli.corpus", "a folder, tar shards or Parquet of pictures to embedding shards"),
     "train-sae": Job("faceteer_trainer.cli.train_sae", "train a sparse autoencoder on embedding shards"),
+    "thin-sae": Job("faceteer_trainer.cli.thin_sae", "take near copies and idle latents out of an SAE"),
     "evaluate-sae": Job("faceteer_trainer.cli.evaluate_sae", "measure one or several SAEs on a corpus"),
     "import-sae": Job("faceteer_trainer.cli.import_sae", "an SAE in a published file format to a bundle's"),
     "export-sae": Job("faceteer_trainer.cli.export_sae", "a bundle's SAE to a file format that others read"),

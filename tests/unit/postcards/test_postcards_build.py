@@ -13,7 +13,11 @@ from diffusers import KandinskyV22Pipeline
 from faceteer_postcards.__main__ import main
 from faceteer_postcards.bundle import load_bundle
 from faceteer_postcards.evaluation.run import EvaluationSettings, evaluate
+from faceteer_postcards.movq import RefineMovq
+from faceteer_postcards.refine import Plan, Refinement
+from faceteer_postcards.unet import RefineUnet
 from faceteer_runtime.bundle import verify
+from faceteer_trainer.budget import Budget
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file
@@ -73,6 +77,21 @@ def test_the_sae_is_in_saelens_format_with_statistics(trial: Path) -> None:
     statistics = load_file(trial / "sae" / "feature_statistics.safetensors")
     assert statistics["rivals_offsets"].shape == (card["d_sae"] + 1,)
     assert statistics["rivals_offsets"][-1] == len(statistics["rivals_indices"])
+
+
+def test_refining_gives_a_sealed_bundle_with_another_generator_and_the_same_encoder(
+    trial: Path, tmp_path: Path
+) -> None:
+    quick = {step: Budget(steps=2) for step in ("movq", "unet", "decoder")}
+    plan = Plan(quick, scenes=70, drawn=40, movq=RefineMovq(batch=2), unet=RefineUnet(batch=4))
+    refinement = Refinement(trial, tmp_path / "work", plan)
+    for step in (refinement.movq, refinement.unet, refinement.decoder):
+        step()
+    before, after = verify(trial), verify(refinement.write(tmp_path / "refined"))
+    assert before.part("generator").revision != after.part("generator").revision
+    assert before.part("encoder").revision == after.part("encoder").revision
+    with pytest.raises(SystemExit):
+        main(["refine", "--bundle", str(trial), "--work", str(tmp_path / "work"), "--out", str(trial)])
 
 
 def test_the_evaluation_measures_a_bundle_and_writes_its_report(trial: Path, tmp_path: Path) -> None:
