@@ -49,7 +49,7 @@ from faceteer._errors import (
 from faceteer._models.difference import Difference, FeatureDifference, TransferPart
 from faceteer._models.edits import FeatureEdit
 from faceteer._models.encoding import FeatureEncoding
-from faceteer._models.events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
+from faceteer._models.events import Drawn, Edited, EditEvent, Finished, Measured, Preview, Progress, Queued, Started
 from faceteer._models.features import (
     FeatureExample,
     FeatureExamples,
@@ -62,7 +62,7 @@ from faceteer._models.features import (
 from faceteer._models.fired import FiredFeature, FiredFeatures
 from faceteer._models.icon import FeatureIcon
 from faceteer._models.recipe import Recipe
-from faceteer._models.report import EditOutcome, EditReport, FeatureDrift
+from faceteer._models.report import EditOutcome, EditReport, FeatureDrift, MeasuredPicture
 from faceteer._models.server import EncoderFacts, GeneratorFacts, SaeFacts, ServerStatus
 from faceteer._models.values import DrawingOptions, Execution, Notice, Revisions, Settings
 from faceteer._sync.client import Client, connect
@@ -123,6 +123,8 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidRecipeError",
     "LibraryFacts",
+    "Measured",
+    "MeasuredPicture",
     "MessageTooLargeError",
     "NoiseExpiredError",
     "NotFoundError",

@@ -160,6 +160,24 @@ class Studio:
                 kind = event.WhichOneof("event")
                 if kind is not None:
                     yield studio_pb2.EditImageResponse(**{kind: getattr(event, kind)})
+                if kind == "image" and request.measure_picture:
+                    measured = await self._measure_picture(event.image, answer.report.outcomes, call)
+                    yield studio_pb2.EditImageResponse(measured=measured)
+
+    async def _measure_picture(
+        self, image: generator_pb2.Image, outcomes: Sequence[edits_pb2.EditOutcome], call: Call
+    ) -> studio_pb2.MeasuredPicture:
+        """The edited features of a finished picture: it goes the way of any picture that is opened."""
+        source = await self._encode_image(image.data, "measure_picture", call)
+        encoding, _ = await self.encode_features(source.input, "measure_picture", 0, call)
+        fired = encoding.features
+        scaled = fired.scaled or [0.0] * len(fired.indices)
+        found = dict(zip(fired.indices, zip(fired.activations, scaled, strict=True), strict=True))
+        measured = studio_pb2.MeasuredPicture(index=image.index, seed=image.seed)
+        for outcome in outcomes:
+            activation, in_units = found.get(outcome.feature_index, (0.0, 0.0))
+            measured.outcomes.add(feature_index=outcome.feature_index, activation=activation, scaled=in_units)
+        return measured
 
     async def transfer_features(
         self, request: studio_pb2.TransferFeaturesRequest, call: Call

@@ -149,6 +149,15 @@ def test_diff_names_what_leads_from_one_to_the_other(faceteer: Run) -> None:
     assert answer["coverage"] >= 0.9
 
 
+def test_measure_shows_what_the_drawn_picture_shows(faceteer: Run) -> None:
+    ran = faceteer("edit", "boat.png", "--set", "night=1", "--measure", "-o", "m.png")
+    assert "requested achieved picture" in ran.words
+    assert "1.00 1.00 0.50" in ran.words
+    ran = faceteer("edit", "boat.png", "--set", "night=1", "--measure")
+    assert ran.status == 2
+    assert "name its file with -o" in ran.err
+
+
 def test_transfer_says_what_it_carries_and_takes_some_parts(faceteer: Run) -> None:
     parts = faceteer("transfer", "boat.png", "other.png", "--json").json["parts"]
     index = str(parts[0]["index"])

@@ -272,6 +272,16 @@ class FakeServer(FakeModels, FakeLibrary, studio_pb2_grpc.StudioServiceServicer)
                 index=index, seed=seed, data=picture.getvalue(), width=settings.width, height=settings.height
             )
             yield studio_pb2.EditImageResponse(image=image)
+            if request.measure_picture:
+                # The decoder makes half of what the embedding holds.
+                seen = [
+                    studio_pb2.PictureOutcome(
+                        feature_index=one.feature_index, activation=one.requested / 2, scaled=one.requested_scaled / 2
+                    )
+                    for one in report.outcomes
+                ]
+                measured = studio_pb2.MeasuredPicture(index=index, seed=seed, outcomes=seen)
+                yield studio_pb2.EditImageResponse(measured=measured)
         finished.set()
         yield studio_pb2.EditImageResponse(finished=generator_pb2.Finished())
 

@@ -308,6 +308,23 @@ def test_a_transfer_is_an_edit_with_its_report(either: Any, server: FakeServer) 
     assert edit.render(seed=3).info["seed"] == 3
 
 
+def test_the_report_says_what_each_finished_picture_shows_beside_what_the_embedding_holds(either: Any) -> None:
+    edit = either.open(png(9)).edit().set("night", 1.0).ablate("snow")
+    edit.render(seed=7, steps=1)
+    assert edit.report().pictures == ()
+    edit.render(seed=7, steps=1, measure=True)
+    (picture,) = edit.report().pictures
+    assert (picture.seed, picture.scaled) == (7, (0.5, 0.0))
+    assert edit.report().header[-3:] == ("requested", "achieved", "picture")
+    assert edit.report().rows()[0][-3:] == ["1.00", "1.00", "0.50"]
+    assert "picture" in str(edit.report())
+    edit.render(seeds=[3, 4], steps=1, measure=True)
+    assert [picture.seed for picture in edit.report().pictures] == [3, 4]
+    assert edit.report().header[-2:] == ("seed 3", "seed 4")
+    assert [one["seed"] for one in edit.report().to_dict()["pictures"]] == [3, 4]
+    assert "seed 4" in edit._repr_html_()
+
+
 def test_a_transfer_lists_its_parts_and_takes_some(either: Any) -> None:
     photo, other = either.open(png(9)), either.open(png(0, 0, 0, 90, 0, 60))
     whole = either.transfer(photo, other, coverage=1.0)

@@ -144,6 +144,9 @@ class Generator(Upstream, generator_pb2_grpc.GeneratorServiceServicer):
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[generator_pb2.GenerateResponse]:
         self.note("Generate", request)
         yield generator_pb2.GenerateResponse(queued=generator_pb2.Queued(position=2))
+        for index, seed in enumerate(request.settings.seeds):
+            image = generator_pb2.Image(index=index, seed=seed, data=b"drawn")
+            yield generator_pb2.GenerateResponse(image=image)
         yield generator_pb2.GenerateResponse(finished=generator_pb2.Finished())
 
 
@@ -521,6 +524,26 @@ def test_the_generators_fields_of_a_layout_are_told_as_the_requests() -> None:
         "start.strength": "keep_layout.strength",
         "start": "keep_layout",
     }
+
+
+async def test_each_finished_picture_goes_back_through_encoder_and_sae_when_it_is_to_be_measured(
+    house: SimpleNamespace,
+) -> None:
+    drawing = {
+        "edits": [edit(5), edit(6)],
+        "settings": generator_pb2.GenerationSettings(seeds=[40, 41]),
+        "report_only": False,
+    }
+    events = await edited(house, **drawing, measure_picture=True)
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds == ["edited", "queued", "image", "measured", "image", "measured", "finished"]
+    assert [request.images[0] for request in house.encoder.asked("EncodeImages")] == [b"drawn", b"drawn"]
+    last = events[-2].measured
+    assert (last.index, last.seed) == (1, 41)
+    # Feature 5 fires on whatever is encoded, 6 on nothing.
+    shown = [(one.feature_index, one.activation, one.scaled) for one in last.outcomes]
+    assert shown == [(5, 2.0, 0.25), (6, 0.0, 0.0)]
+    assert "measured" not in [event.WhichOneof("event") for event in await edited(house, **drawing)]
 
 
 # -- transfer ------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ class AsyncEdit:
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> Image.Image: ...
@@ -136,6 +137,7 @@ class AsyncEdit:
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> list[Image.Image]: ...
@@ -147,6 +149,7 @@ class AsyncEdit:
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> Image.Image | list[Image.Image]:
@@ -160,6 +163,8 @@ class AsyncEdit:
             progress: True shows a bar in a notebook or on a terminal; a function is called with (done, total) steps.
             previews: called with each rough picture, and awaited when it is a coroutine function; so are all callbacks.
             preview_every: steps between two previews; 5 when ``previews`` is given.
+            measure: encode each finished picture again; ``report()`` then says what it shows of each edit, beside what
+                the edited embedding holds.
             timeout: seconds, retries included.
             options: steps, guidance_scale, size, scheduler, keep_layout, strength: :class:`DrawingOptions`.
 
@@ -176,7 +181,7 @@ class AsyncEdit:
         steps_done: dict[int, int] = {}
         n = 1
         with Bar(progress, "drawing") as bar:
-            async with aclosing(self._drawing(settings, every, timeout)) as events:
+            async with aclosing(self._drawing(settings, every, timeout, measure)) as events:
                 async for event in events:
                     match event:
                         case Queued(position):
@@ -203,11 +208,12 @@ class AsyncEdit:
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
         preview_every: int = 0,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> AsyncIterator[EditEvent]:
         """Draws as :meth:`render` does and yields every event. Leaving the loop stops the drawing at the next step."""
-        return self._drawing(Settings.of(seed=seed, seeds=seeds, **options), preview_every, timeout)
+        return self._drawing(Settings.of(seed=seed, seeds=seeds, **options), preview_every, timeout, measure)
 
     async def recipe(
         self,
@@ -252,14 +258,16 @@ class AsyncEdit:
         return type(self)(self._connection, self._plan.changed(**changes))
 
     async def _drawing(
-        self, settings: Settings, preview_every: int, timeout: float | None
+        self, settings: Settings, preview_every: int, timeout: float | None, measure_pictures: bool = False
     ) -> AsyncGenerator[EditEvent, None]:
         """Applies the edit and draws it."""
         attempts = self._connection.attempts(timeout, self._connection.timeouts.render)
         known = self._plan.outcome.report
         measure = known is None or not known.measured
         drawn_with = self._plan.settings.overlaid(settings)
-        stream = EditStream(self._plan, drawn_with, measure=measure, preview_every=preview_every)
+        stream = EditStream(
+            self._plan, drawn_with, measure=measure, preview_every=preview_every, measure_pictures=measure_pictures
+        )
         async with aclosing(self._events(stream, attempts)) as events:
             async for event in events:
                 yield event

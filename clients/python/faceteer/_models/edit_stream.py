@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from faceteer._errors import InternalError, invalid
-from faceteer._models.events import Drawn, Edited, EditEvent, Finished, Preview, Progress, Queued, Started
+from faceteer._models.events import Drawn, Edited, EditEvent, Finished, Measured, Preview, Progress, Queued, Started
 from faceteer._models.picture_recipe import RenderedPicture
 from faceteer._models.pictures import decode_picture, small
 from faceteer._models.plan import EditPlan
-from faceteer._models.report import EditReport
+from faceteer._models.report import EditReport, MeasuredPicture
 from faceteer._models.values import Execution, Settings
 from faceteer.v1 import generator_pb2, studio_pb2
 
@@ -24,7 +24,14 @@ class EditStream:
     """
 
     def __init__(
-        self, plan: EditPlan, settings: Settings, *, report_only: bool = False, measure: bool, preview_every: int = 0
+        self,
+        plan: EditPlan,
+        settings: Settings,
+        *,
+        report_only: bool = False,
+        measure: bool,
+        preview_every: int = 0,
+        measure_pictures: bool = False,
     ) -> None:
         if preview_every < 0:
             raise invalid("preview_every", f"{preview_every} is negative; 0 sends no previews")
@@ -33,6 +40,7 @@ class EditStream:
         self._layout = None if report_only else plan.layout(settings)
         self._report_only = report_only
         self._measure = measure
+        self._measure_pictures = measure_pictures
         self._preview_every = preview_every
         self._report: EditReport | None = None
         self._started: Settings | None = None
@@ -62,6 +70,7 @@ class EditStream:
             skip_measuring=not self._measure or self._report is not None,
             preview_every=self._preview_every,
             keep_layout=self._layout,
+            measure_picture=self._measure_pictures,
         )
 
     def take(self, message: studio_pb2.EditImageResponse) -> EditEvent | None:
@@ -84,6 +93,8 @@ class EditStream:
                 return Preview(self._position(preview.index), preview.step, decode_picture(preview.data))
             case "image":
                 return self._draw(message.image, self._report)
+            case "measured":
+                return self._measured(message.measured)
             case "finished":
                 self._finished = True
                 return Finished(Execution.from_proto(message.finished.execution))
@@ -93,7 +104,7 @@ class EditStream:
         if self._report is not None:
             return None
         known, new = self._plan.outcome.report, EditReport.from_edited(edited)
-        self._report = known if known is not None and known.measured and not new.measured else new
+        self._report = replace(known, pictures=()) if known is not None and known.measured and not new.measured else new
         self._plan.outcome.report = self._report
         return Edited(self._report)
 
@@ -125,6 +136,13 @@ class EditStream:
             self._plan.outcome.pictures += ((drawn.seed, small(image)),)
         self._drawn.add(index)
         return Drawn(index, drawn.seed, drawn.cached, image)
+
+    def _measured(self, measured: studio_pb2.MeasuredPicture) -> Measured:
+        picture = MeasuredPicture.from_proto(measured)
+        assert self._report is not None  # take() has looked
+        self._report = replace(self._report, pictures=(*self._report.pictures, picture))
+        self._plan.outcome.report = self._report
+        return Measured(self._position(measured.index), picture)
 
     def _position(self, index: int) -> int:
         """A try's index into the seeds it asked for, as the position in the whole order."""

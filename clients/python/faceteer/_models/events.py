@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from faceteer._models.report import EditReport
+from faceteer._models.report import EditReport, MeasuredPicture
 from faceteer._models.values import Execution, Settings
 
 
@@ -61,10 +61,18 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Picture ``index`` was encoded again; the report's ``pictures`` hold it too."""
+
+    index: int
+    picture: MeasuredPicture
+
+
+@dataclass(frozen=True)
 class Finished:
     """All pictures are done. Always the last event."""
 
     execution: Execution | None
 
 
-EditEvent: TypeAlias = Edited | Queued | Started | Progress | Preview | Drawn | Finished
+EditEvent: TypeAlias = Edited | Queued | Started | Progress | Preview | Drawn | Measured | Finished

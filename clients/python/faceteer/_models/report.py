@@ -62,6 +62,30 @@ class FeatureDrift(Named):
 
 
 @dataclass(frozen=True)
+class MeasuredPicture:
+    """What a finished picture shows of the edit, by encoding it again.
+
+    Attributes:
+        seed: the picture's.
+        activations: one for each of the report's outcomes, RAW.
+        scaled: the same in SCALED units (0 without statistics).
+    """
+
+    seed: int
+    activations: tuple[float, ...]
+    scaled: tuple[float, ...]
+
+    @classmethod
+    def from_proto(cls, message: studio_pb2.MeasuredPicture) -> MeasuredPicture:
+        """From the wire."""
+        return cls(
+            message.seed,
+            tuple(one.activation for one in message.outcomes),
+            tuple(one.scaled for one in message.outcomes),
+        )
+
+
+@dataclass(frozen=True)
 class EditReport(Shown):
     """What an edit did. ``print`` shows it as a table, a notebook as HTML.
 
@@ -78,6 +102,8 @@ class EditReport(Shown):
         embedding_id: names x' in later calls while the server's cache keeps it.
         embeds: x', float32 [d], read-only.
         execution: the SAE's part; None when the server did not say.
+        pictures: what the finished pictures show, where ``render(measure=True)`` asked for it. "Achieved" is the
+            embedding's; the decoder may make less of it.
     """
 
     outcomes: tuple[EditOutcome, ...]
@@ -92,6 +118,7 @@ class EditReport(Shown):
     embedding_id: str
     embeds: npt.NDArray[np.float32] = field(repr=False, compare=False)
     execution: Execution | None = field(default=None, repr=False, compare=False)
+    pictures: tuple[MeasuredPicture, ...] = ()
 
     @classmethod
     def from_edited(cls, message: studio_pb2.Edited) -> EditReport:
@@ -132,7 +159,7 @@ class EditReport(Shown):
     def __str__(self) -> str:
         lines = [self.title()]
         if self.outcomes:
-            lines += ["", text_table(_HEADER, self.rows(), left=3)]
+            lines += ["", text_table(self.header, self.rows(), left=3)]
         lines += self.silent_sentence()
         lines += ["", self.drift_sentence()]
         if moved := self.drifted_rows():
@@ -140,13 +167,23 @@ class EditReport(Shown):
         lines += [f"! {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The names of the columns of :meth:`rows`: one for each measured picture at the end."""
+        if len(self.pictures) == 1:
+            return (*_HEADER, "picture")
+        return (*_HEADER, *(f"seed {picture.seed}" for picture in self.pictures))
+
     def rows(self) -> list[list[str]]:
-        """:attr:`shown` as the table's cells: feature, label, operation, before, requested, achieved."""
+        """:attr:`shown` as the table's cells: feature, label, operation, before, requested, achieved, pictures."""
         rows = []
-        for o in self.shown:
+        for at, o in enumerate(self.outcomes):
+            if o not in self.shown:
+                continue
             values: tuple[float | None, ...] = (o.before, o.requested, o.achieved)
             if self.scaled:
                 values = (o.before_scaled, o.requested_scaled, o.achieved_scaled)
+            values += tuple((p.scaled if self.scaled else p.activations)[at] for p in self.pictures)
             operation = o.operation if o.rival_of is None else f"rival of #{o.rival_of}"
             rows.append([f"#{o.index}", o.label, operation, *("–" if v is None else _figure(v) for v in values)])
         return rows
@@ -177,6 +214,9 @@ class EditReport(Shown):
             "measured": self.measured,
             "drift": self.drift,
             "drifted": [dict(vars(drift)) for drift in self.drifted],
+            "pictures": [
+                {"seed": p.seed, "activations": list(p.activations), "scaled": list(p.scaled)} for p in self.pictures
+            ],
             "warnings": [dict(vars(warning)) for warning in self.warnings],
             "revisions": dict(vars(self.revisions)),
         }

@@ -125,6 +125,7 @@ class Edit:
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> Image.Image: ...
@@ -137,6 +138,7 @@ class Edit:
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> list[Image.Image]: ...
@@ -148,6 +150,7 @@ class Edit:
         progress: ProgressOption = False,
         previews: Callable[[Preview], Any] | None = None,
         preview_every: int | None = None,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> Image.Image | list[Image.Image]:
@@ -161,6 +164,8 @@ class Edit:
             progress: True shows a bar in a notebook or on a terminal; a function is called with (done, total) steps.
             previews: called with each rough picture.
             preview_every: steps between two previews; 5 when ``previews`` is given.
+            measure: encode each finished picture again; ``report()`` then says what it shows of each edit, beside what
+                the edited embedding holds.
             timeout: seconds, retries included.
             options: steps, guidance_scale, size, scheduler, keep_layout, strength: :class:`DrawingOptions`.
 
@@ -177,7 +182,7 @@ class Edit:
         steps_done: dict[int, int] = {}
         n = 1
         with Bar(progress, "drawing") as bar:
-            with closing(self._drawing(settings, every, timeout)) as events:
+            with closing(self._drawing(settings, every, timeout, measure)) as events:
                 for event in events:
                     match event:
                         case Queued(position):
@@ -204,11 +209,12 @@ class Edit:
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
         preview_every: int = 0,
+        measure: bool = False,
         timeout: float | None = None,
         **options: Unpack[DrawingOptions],
     ) -> Iterator[EditEvent]:
         """Draws as :meth:`render` does and yields every event. Leaving the loop stops the drawing at the next step."""
-        return self._drawing(Settings.of(seed=seed, seeds=seeds, **options), preview_every, timeout)
+        return self._drawing(Settings.of(seed=seed, seeds=seeds, **options), preview_every, timeout, measure)
 
     def recipe(
         self,
@@ -253,14 +259,16 @@ class Edit:
         return type(self)(self._connection, self._plan.changed(**changes))
 
     def _drawing(
-        self, settings: Settings, preview_every: int, timeout: float | None
+        self, settings: Settings, preview_every: int, timeout: float | None, measure_pictures: bool = False
     ) -> Generator[EditEvent, None, None]:
         """Applies the edit and draws it."""
         attempts = self._connection.attempts(timeout, self._connection.timeouts.render)
         known = self._plan.outcome.report
         measure = known is None or not known.measured
         drawn_with = self._plan.settings.overlaid(settings)
-        stream = EditStream(self._plan, drawn_with, measure=measure, preview_every=preview_every)
+        stream = EditStream(
+            self._plan, drawn_with, measure=measure, preview_every=preview_every, measure_pictures=measure_pictures
+        )
         with closing(self._events(stream, attempts)) as events:
             for event in events:
                 yield event

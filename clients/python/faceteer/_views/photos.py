@@ -99,7 +99,7 @@ def _row(feature: FiredFeature, strongest: float) -> list[str]:
 
 
 def _report(report: EditReport) -> list[Markup]:
-    header = ("feature", "label", "operation", "before", "requested", "achieved", "reached")
+    header = (*report.header, "reached")
     rows = []
     for row, outcome in zip(report.rows(), report.shown, strict=True):
         reached = Markup("")

@@ -25,8 +25,13 @@ class Drawing:
     scheduler: Annotated[str | None, typer.Option("--scheduler", help="ddpm, ddim, dpm_solver_pp or lcm.")] = None
     save_recipe: Annotated[Path | None, typer.Option("--save-recipe", help="Write the edit as a recipe (JSON).")] = None
     save_html: options.SaveHtml = None
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Encode the drawn picture again: does it show what was asked for?")
+    ] = False
 
     def __post_init__(self) -> None:
+        if self.measure and self.out is None:
+            raise arguments.invalid("--measure looks at the drawn picture; name its file with -o", "measure")
         self._format = arguments.output_format(self.out) if self.out is not None else ""
         if self.save_recipe is not None:
             arguments.check_writable(self.save_recipe)
@@ -54,7 +59,7 @@ class Drawing:
         wrote = []
         recipe: faceteer.Recipe | None = None
         if self.out is not None:
-            picture = edit.render(progress=True, **self._settings)
+            picture = edit.render(progress=True, measure=self.measure, **self._settings)
             output.write_picture(picture, self.out, self._format)
             answer |= {"output": str(self.out), "seed": picture.info["seed"]}
             answer |= {"width": picture.width, "height": picture.height}

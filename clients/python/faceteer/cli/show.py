@@ -73,9 +73,10 @@ def report(to: Console, name: str, result: faceteer.EditReport) -> None:
             ("before", "right"),
             ("requested", "right"),
             ("achieved", "right"),
+            *((name, "right") for name in result.header[6:]),
         )
         for row, outcome in zip(result.rows(), result.shown, strict=True):
-            index, label, operation, before, requested, achieved = row
+            index, label, operation, before, requested, achieved, *pictures = row
             table.add_row(
                 Text(index, "dim"),
                 _label(label),
@@ -83,6 +84,7 @@ def report(to: Console, name: str, result: faceteer.EditReport) -> None:
                 before,
                 requested,
                 Text(achieved, _achieved_style(outcome)),
+                *pictures,
             )
         _show(to, table, "before", "requested", "feature")
     for sentence in (*result.silent_sentence(), result.drift_sentence()):

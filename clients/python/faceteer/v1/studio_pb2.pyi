@@ -407,12 +407,17 @@ class EditImageRequest(_message.Message):
     SKIP_MEASURING_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
     KEEP_LAYOUT_FIELD_NUMBER: _builtins.int
+    MEASURE_PICTURE_FIELD_NUMBER: _builtins.int
     report_only: _builtins.bool
     """Report only; draw nothing."""
     skip_measuring: _builtins.bool
     """Skip the pass that measures achieved activations and drift."""
     preview_every: _builtins.int
     """Send a preview every this many steps; 0 sends none."""
+    measure_picture: _builtins.bool
+    """Encode every finished picture again, and report what its features are: what the decoder made of the edit. Costs one
+    pass of encoder and SAE a picture.
+    """
     @_builtins.property
     def input(self) -> Global___ImageInput:
         """Required."""
@@ -444,10 +449,11 @@ class EditImageRequest(_message.Message):
         skip_measuring: _builtins.bool = ...,
         preview_every: _builtins.int = ...,
         keep_layout: Global___KeepLayout | None = ...,
+        measure_picture: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expected_revisions", b"expected_revisions", "input", b"input", "keep_layout", b"keep_layout", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "expected_revisions", b"expected_revisions", "input", b"input", "keep_layout", b"keep_layout", "preview_every", b"preview_every", "report_only", b"report_only", "settings", b"settings", "skip_measuring", b"skip_measuring"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "expected_revisions", b"expected_revisions", "input", b"input", "keep_layout", b"keep_layout", "measure_picture", b"measure_picture", "preview_every", b"preview_every", "report_only", b"report_only", "settings", b"settings", "skip_measuring", b"skip_measuring"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,6 +508,68 @@ class Edited(_message.Message):
 Global___Edited: _TypeAlias = Edited  # noqa: Y015
 
 @_typing.final
+class PictureOutcome(_message.Message):
+    """A feature of a finished picture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_INDEX_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    SCALED_FIELD_NUMBER: _builtins.int
+    feature_index: _builtins.int
+    """The feature."""
+    activation: _builtins.float
+    """Its activation on the picture, RAW."""
+    scaled: _builtins.float
+    """The same in SCALED units; 0 without statistics."""
+    def __init__(
+        self,
+        *,
+        feature_index: _builtins.int = ...,
+        activation: _builtins.float = ...,
+        scaled: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "feature_index", b"feature_index", "scaled", b"scaled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PictureOutcome: _TypeAlias = PictureOutcome  # noqa: Y015
+
+@_typing.final
+class MeasuredPicture(_message.Message):
+    """A finished picture, encoded again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which picture, as in Image."""
+    seed: _builtins.int
+    """Its seed."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PictureOutcome]:
+        """Aligned with the report's outcomes."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        outcomes: _abc.Iterable[Global___PictureOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "outcomes", b"outcomes", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredPicture: _TypeAlias = MeasuredPicture  # noqa: Y015
+
+@_typing.final
 class EditImageResponse(_message.Message):
     """One event of an edit."""
 
@@ -514,6 +582,7 @@ class EditImageResponse(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def edited(self) -> Global___Edited:
         """Always the first event."""
@@ -542,6 +611,10 @@ class EditImageResponse(_message.Message):
     def finished(self) -> _generator_pb2.Finished:
         """Always the last event, unless report_only."""
 
+    @_builtins.property
+    def measured(self) -> Global___MeasuredPicture:
+        """After each image, with measure_picture."""
+
     def __init__(
         self,
         *,
@@ -552,12 +625,13 @@ class EditImageResponse(_message.Message):
         preview: _generator_pb2.Preview | None = ...,
         image: _generator_pb2.Image | None = ...,
         finished: _generator_pb2.Finished | None = ...,
+        measured: Global___MeasuredPicture | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["edited", b"edited", "event", b"event", "finished", b"finished", "image", b"image", "preview", b"preview", "progress", b"progress", "queued", b"queued", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edited", b"edited", "event", b"event", "finished", b"finished", "image", b"image", "measured", b"measured", "preview", b"preview", "progress", b"progress", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edited", b"edited", "event", b"event", "finished", b"finished", "image", b"image", "preview", b"preview", "progress", b"progress", "queued", b"queued", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edited", b"edited", "event", b"event", "finished", b"finished", "image", b"image", "measured", b"measured", "preview", b"preview", "progress", b"progress", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["edited", "queued", "started", "progress", "preview", "image", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["edited", "queued", "started", "progress", "preview", "image", "finished", "measured"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
