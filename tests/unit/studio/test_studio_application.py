@@ -466,7 +466,7 @@ async def test_what_the_sae_refuses_is_told_at_the_callers_field(house: SimpleNa
 async def test_the_edited_embedding_is_drawn_as_the_request_says(house: SimpleNamespace) -> None:
     settings = generator_pb2.GenerationSettings(steps=7, seeds=[3, 4])
     events = await edited(house, edits=[edit(1, 5.0)], report_only=False, settings=settings, preview_every=3)
-    assert [event.WhichOneof("event") for event in events] == ["edited", "queued", "finished"]
+    assert [event.WhichOneof("event") for event in events] == ["edited", "queued", "image", "image", "finished"]
     assert events[1].queued.position == 2
     (drawing,) = house.generator.asked("Generate")
     assert (drawing.settings, drawing.preview_every) == (settings, 3)
