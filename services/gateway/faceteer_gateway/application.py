@@ -52,6 +52,7 @@ def application(upstream: Upstream, metrics: Metrics, settings: GatewaySettings,
     app: Any = Starlette(
         routes=[
             *(Route(path, calls, methods=["POST"]) for path in PATHS),
+            *(Route(path, _not_by_get, methods=["GET"]) for path in PATHS),
             Route("/healthz", healthz, methods=["GET"]),
             *Pictures(upstream).routes(),
             *page_routes(page),
@@ -68,6 +69,10 @@ def application(upstream: Upstream, metrics: Metrics, settings: GatewaySettings,
             max_age=7200,
         )
     return Guard(app, settings, host_of(settings.gateway_listen))
+
+
+async def _not_by_get(request: Request) -> Response:
+    raise HTTPException(405)
 
 
 async def _explain(request: Request, error: Exception) -> Response:

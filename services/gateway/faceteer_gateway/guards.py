@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,7 @@ _SECURITY_HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 _REQUEST_ID = REQUEST_ID_KEY.encode()
+_PRINTABLE = re.compile(rb"[ -~]*\Z")
 
 
 class Guard:
@@ -64,7 +66,9 @@ class Guard:
         headers = dict(scope["headers"])
         request_id = sane_request_id(headers.get(_REQUEST_ID, b"")) or new_request_id()
         enter_request(request_id, scope["path"])
-        identified = [(key, value) for key, value in scope["headers"] if key != _REQUEST_ID]
+        # Neither gRPC's metadata nor connectrpc's reader takes others, and no header of ours has them.
+        readable = [(key, value) for key, value in scope["headers"] if _PRINTABLE.match(value)]
+        identified = [(key, value) for key, value in readable if key != _REQUEST_ID]
         scope = {**scope, "headers": [*identified, (_REQUEST_ID, request_id.encode())]}
         secured = _with_headers(send, [*_SECURITY_HEADERS, (_REQUEST_ID, request_id.encode())])
         refusal = self._refusal(scope, headers)

@@ -46,6 +46,9 @@ class _Page(StaticFiles):
     """
 
     async def get_response(self, path: str, scope: Any) -> Response:
+        if path.startswith("faceteer."):
+            # A call that the contract does not have.
+            raise HTTPException(404)
         if path in ("", "."):
             path = "index.html"
         try:

@@ -143,6 +143,9 @@ async def test_request_id_and_access_key_reach_the_studio(world: SimpleNamespace
     reply = await call(world.port, OPEN, picture(PARTS), {"x-request-id": "mine-1", "x-faceteer-access": "key"})
     assert (world.studio.seen.request_id, world.studio.seen.access_key) == ("mine-1", "key")
     assert reply.headers["x-request-id"] == "mine-1"
+    # What gRPC's metadata cannot hold is as if it had not been sent.
+    strange = await call(world.port, OPEN, picture(PARTS), {"x-faceteer-access": "k\u00e9y"})
+    assert (strange.status, world.studio.seen.access_key) == (200, "")
     replaced = await call(world.port, OPEN, picture(PARTS), {"x-request-id": "not sane!"})
     assert replaced.headers["x-request-id"] == world.studio.seen.request_id
     assert len(world.studio.seen.request_id) == 16

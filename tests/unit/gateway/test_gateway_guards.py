@@ -9,14 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faceteer_gateway.application import application
 from faceteer_gateway.guards import host_of
 from faceteer_gateway.http_server import bind
-from faceteer_gateway.page import page_routes
 from faceteer_gateway.service import http_address
 from faceteer_gateway.settings import GatewaySettings
+from faceteer_gateway.upstream import Upstream
+from faceteer_runtime.metrics import Metrics
 from faceteer_runtime.server import StartupError
 from http_client import ask, call
-from starlette.applications import Starlette
 
 OPEN = "/faceteer.v1.StudioService/OpenImage"
 Gateway = Callable[..., AbstractAsyncContextManager[SimpleNamespace]]
@@ -142,7 +143,8 @@ async def test_a_built_page_is_served_with_hashed_files_kept(tmp_path: Path) -> 
     (tmp_path / "assets").mkdir()
     (tmp_path / "index.html").write_text("<p>the page")
     (tmp_path / "assets" / "index-1a2b.js").write_text("run()")
-    app = Starlette(routes=page_routes(tmp_path))
+    settings = GatewaySettings(gateway_hosts="*")
+    app = application(Upstream("127.0.0.1:1"), Metrics(), settings, tmp_path)
 
     async def get(path: str) -> tuple[int, str, bytes]:
         sent: list[Any] = []
@@ -167,6 +169,9 @@ async def test_a_built_page_is_served_with_hashed_files_kept(tmp_path: Path) -> 
     assert "immutable" in caching
     assert (await get("/assets/gone"))[0] == 404
     assert (await get("/robots.txt"))[0] == 404
+    # Calls are never taken for the page's own addresses.
+    assert (await get(OPEN))[0] == 405
+    assert (await get("/faceteer.v1.StudioService/OpenPicture"))[0] == 404
 
 
 def test_an_address_in_use_is_one_sentence_that_says_what_to_do() -> None:
