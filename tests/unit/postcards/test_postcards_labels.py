@@ -47,7 +47,8 @@ def test_a_classifier_says_what_an_icon_shows_and_nothing_where_it_sees_no_chang
     assert judge.knows("moonlight")
     assert not judge.knows("quay")
     green, red, dark = (100, 250, 100), (250, 100, 100), (10, 20, 10)
-    assert judge.score(strip(green, green, red), "red") == 1.0
+    assert judge.score(strip(green, red, red), "red") == 1.0
+    assert judge.score(strip(green, green, red), "red") == 0.75, "half strength shows nothing, which is chance"
     # Turned red where blue was meant: no better than the values that stay where they are.
     others = judge.score(strip(green, green, red), "blue")
     assert others is not None

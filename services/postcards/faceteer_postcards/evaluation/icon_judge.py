@@ -2,7 +2,8 @@
 
 For every factor value the classifier gives a probability; a value has moved by as much as its probability has. A change
 is visible where the classifier changes its mind about a factor: where the total variation between a factor's two
-distributions passes one half.
+distributions passes one half. All strengths count alike, and one that shows nothing counts as chance: of two features
+that cause the same, the one that causes it at half strength is the better.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class ClassifierJudge:
             return None
         moved = shown[1:] - shown[:1]
         changed = np.stack([np.abs(moved[:, places]).sum(1) / 2 for places in _FACTORS], 1)
-        seen = np.maximum(changed.max(1) - _UNSEEN, 0)
-        # Values that stay where they are tie.
-        return causal_score(np.round(moved, 2), seen, place)
+        seen = changed.max(1) > _UNSEEN
+        # Values that stay where they are tie, and so do all where nothing is seen.
+        moved = np.where(seen[:, None], np.round(moved, 2), 0)
+        return causal_score(moved, np.full(len(seen), seen.any(), np.float32), place)
 
     @torch.no_grad()
     def _probabilities(self, pictures: Sequence[Image.Image]) -> Floats:
