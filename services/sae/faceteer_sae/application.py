@@ -31,6 +31,7 @@ from faceteer_sae.diff import (
     diff_features,
     for_another,
 )
+from faceteer_sae.edit_warnings import edit_warnings
 from faceteer_sae.edits import EditColumns, Edits, Measured
 from faceteer_sae.features import Encoding, InputWarning, Origin, Strongest
 from faceteer_sae.model import SparseAutoencoder
@@ -191,7 +192,7 @@ class SaeApplication:
             else await self._run(len(edits.indices), sae.activations, x, edits.indices)
         )
         edited = await self._run(len(edits.indices), editing.apply_edits, sae, x, edits, before)
-        measured = None
+        measured, after = None, None
         if measure and known is not None:
             (again,), again_us = await self._features_of([edited.x])
             passes.append(required(again))
@@ -199,7 +200,7 @@ class SaeApplication:
             measured = editing.measure(known.features, after, edits.indices, max_drifted or _DEFAULT_DRIFTED)
             cache_us += again_us
         warnings = self._input_warnings(x, known)
-        warnings += editing.edit_warnings(edits, edited, statistics)
+        warnings += edit_warnings(columns, edits, edited, statistics, measured, after)
         activations = editing.activations(edits, edited, measured, statistics)
         result = EditResult(
             self._embeddings.keep(edited.x), edits, activations, edited.delta_norm, edited.cosine, measured, warnings

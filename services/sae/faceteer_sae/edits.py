@@ -14,13 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from faceteer_runtime.errors import BatchTooLarge, InvalidField, NotInBundle, UnknownFeature
 
-from faceteer_sae.features import LARGEST_VALUE, InputWarning, cosine
+from faceteer_sae.features import LARGEST_VALUE, cosine
 from faceteer_sae.model import FeatureActivations, SparseAutoencoder
 from faceteer_sae.statistics import FeatureStatistics
-
-# A requested activation of more than this many times p99, or of less than 0, is worth a warning.
-_FAR = 4.0
-_NAMED_IN_WARNING = 5
 
 
 class Operation(IntEnum):
@@ -160,7 +156,14 @@ def check_edits(columns: EditColumns, *, d_sae: int, statistics: FeatureStatisti
         factors = np.where(operations == _SCALE, values, factors)
     if (at := _first(np.maximum(np.abs(terms), np.abs(factors)) > LARGEST_VALUE)) is not None:
         raise InvalidField(f"edits[{at}].value", f"{values[at]:.4g} is far beyond any activation; use a smaller value")
-    named = Edits(indices, operations, factors.astype(np.float32), terms.astype(np.float32), np.full(k, -1))
+    # Of several edits of one feature the last counts, in the place of the first.
+    last = {index: at for at, index in enumerate(indices.tolist())}
+    if len(last) < k:
+        kept = np.fromiter(last.values(), np.int64, len(last))
+        indices, operations, factors, terms = indices[kept], operations[kept], factors[kept], terms[kept]
+        switch = switch[kept] if switch is not None else None
+    factors, terms = factors.astype(np.float32), terms.astype(np.float32)
+    named = Edits(indices, operations, factors, terms, np.full(len(indices), -1))
     if switch is None or statistics is None:
         return named
     rivals, rival_of = _rivals(indices, switch, statistics)
@@ -204,26 +207,6 @@ def measure(before: FeatureActivations, after: FeatureActivations, edited: np.nd
     return Measured(after.at(edited), drift, rest[order].astype(np.int32), f[order], f_new[order])
 
 
-def edit_warnings(edits: Edits, edited: Edited, statistics: FeatureStatistics | None) -> list[InputWarning]:
-    """A warning for edits that ask for far more than a feature ever shows, or for less than nothing."""
-    beyond = edited.requested < 0
-    if statistics is not None:
-        p99 = statistics.p99[edits.indices]
-        beyond |= (p99 > 0) & (edited.requested > _FAR * p99)
-    where = np.flatnonzero(beyond)
-    if len(where) == 0:
-        return []
-    names = ", ".join(str(index) for index in edits.indices[where[:_NAMED_IN_WARNING]])
-    more = f" and {len(where) - _NAMED_IN_WARNING} more" if len(where) > _NAMED_IN_WARNING else ""
-    return [
-        InputWarning(
-            "EDIT_OUT_OF_RANGE",
-            f"features {names}{more} were asked for less than 0 or more than {_FAR:g} times their 99th percentile; "
-            "the embedding may be unlike any picture's",
-        )
-    ]
-
-
 def _refuse_wrong(columns: EditColumns, kinds: set[int], measures: set[int], d_sae: int) -> None:
     """Raises on the first edit at fault; ``kinds`` and ``measures`` are all operations and all units that occur."""
     indices, operations, values, units = columns
@@ -244,14 +227,6 @@ def _refuse_wrong(columns: EditColumns, kinds: set[int], measures: set[int], d_s
         raise InvalidField(f"edits[{at}].value", f"must be finite, not {values[at]}")
     if _ABLATE in kinds and (at := _first((operations == _ABLATE) & (values != 0))) is not None:
         raise InvalidField(f"edits[{at}].value", "ABLATE sets the activation to 0; leave value out, or use SET")
-    if len(named) < len(indices):
-        seen: dict[int, int] = {}
-        for at, index in enumerate(indices.tolist()):
-            if index in seen:
-                raise InvalidField(
-                    f"edits[{at}].feature", f"feature {index} is edited by edits[{seen[index]}] already; edit it once"
-                )
-            seen[index] = at
 
 
 def activations(

@@ -56,12 +56,14 @@ class InputWarning(NamedTuple):
         message: for people.
         value: what was measured; 0 where the warning is not about a number.
         limit: what it passed.
+        feature_indices: which features it is about.
     """
 
     code: str
     message: str
     value: float = 0.0
     limit: float = 0.0
+    feature_indices: tuple[int, ...] = ()
 
 
 class Origin(NamedTuple):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from faceteer.v1 import edits_pb2
 from faceteer_runtime.errors import BatchTooLarge, FaceteerError, InvalidField, NotInBundle, UnknownFeature
-from faceteer_sae.edits import EditColumns, Edits, Operation, Unit, apply_edits, check_edits, edit_warnings, measure
+from faceteer_sae.edit_warnings import edit_warnings
+from faceteer_sae.edits import EditColumns, Edits, Operation, Unit, apply_edits, check_edits, measure
 from faceteer_sae.model import FeatureActivations
 from faceteer_sae.statistics import FeatureStatistics
 from hypothesis import given
@@ -180,7 +181,6 @@ STATISTICS = some_statistics()
         ([(0, 4, 1.0, 2)], None, InvalidField, "edits[0].value"),
         ([(0, 1, 1e30, 2)], None, InvalidField, "edits[0].value"),
         ([(0, 3, 1e30, 2)], None, InvalidField, "edits[0].value"),
-        ([(3, 1, 1.0, 2), (5, 1, 1.0, 2), (3, 2, 1.0, 2)], None, InvalidField, "edits[2].feature"),
         ([(95, 1, 1.0, 1)], STATISTICS, InvalidField, "edits[0].unit"),
         ([(0, 1, 1.0, 0)], None, NotInBundle, None),
         ([(0, 5, 1.0, 2)], None, NotInBundle, None),
@@ -209,19 +209,74 @@ def test_edits_that_lead_out_of_all_bounds_are_refused() -> None:
     assert refused.value.field == "edits[1].value"
 
 
-def test_far_fetched_edits_come_with_a_warning() -> None:
-    pair = random_sae("standard")
+def test_of_two_edits_of_a_feature_the_last_counts_in_the_place_of_the_first() -> None:
+    plan = checked([(3, 1, 1.0, 2), (5, 1, 1.0, 2), (3, 2, 7.0, 2)])
+    assert (plan.indices.tolist(), plan.operations.tolist(), plan.terms.tolist()) == ([3, 5], [2, 1], [7.0, 1.0])
+    # A switch that a later edit replaces turns nothing off.
+    statistics = some_statistics({3: [4]})
+    assert checked([(3, 5, 1.0, 1), (3, 1, 1.0, 1)], statistics).indices.tolist() == [3]
+    assert checked([(3, 1, 1.0, 1), (3, 5, 1.0, 1)], statistics).indices.tolist() == [3, 4]
+
+
+def warned(
+    *edits: tuple[int, int, float, int],
+    before: dict[int, float] | None = None,
+    after: dict[int, float] | None = None,
+    rivals: dict[int, list[int]] | None = None,
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Codes and features of the warnings; ``after`` are the activations of the edited embedding, None: not measured."""
+    pair, statistics = random_sae("standard"), some_statistics(rivals)
     (x,) = embeddings(1, 1)
-    statistics = some_statistics()
+    columns = EditColumns(*(np.array(column) for column in zip(*edits, strict=True)))
+    plan = checked(list(edits), statistics)
+    f = np.array([(before or {}).get(index, 0.0) for index in plan.indices.tolist()], np.float32)
+    edited = apply_edits(pair.sae, x, plan, f)
+    reached = measured = None
+    if after is not None:
+        indices = np.array(sorted(after), np.int32)
+        reached = FeatureActivations(indices, np.array([after[i] for i in sorted(after)], np.float32), np.nan)
+        measured = measure(reached, reached, plan.indices, 8)
+    found = edit_warnings(columns, plan, edited, statistics, measured, reached)
+    for warning in found:
+        assert all(f"#{index}" in warning.message for index in warning.feature_indices)
+    return [(warning.code, warning.feature_indices) for warning in found]
 
-    def codes(*edits: tuple[int, int, float, int]) -> list[str]:
-        plan = checked(list(edits), statistics)
-        edited = apply_edits(pair.sae, x, plan, np.zeros(len(edits), np.float32))
-        return [warning.code for warning in edit_warnings(plan, edited, statistics)]
 
-    assert codes((0, 1, 1.0, 1), (1, 1, 3.9, 1)) == []
-    assert codes((0, 1, 1.0, 1), (1, 1, 4.1, 1)) == ["EDIT_OUT_OF_RANGE"]
-    assert codes((0, 1, -0.1, 2)) == ["EDIT_OUT_OF_RANGE"]
+def test_far_fetched_edits_come_with_a_warning() -> None:
+    assert warned((0, 1, 1.0, 1), (1, 1, 3.9, 1)) == []
+    assert warned((0, 1, 1.0, 1), (1, 1, 4.1, 1)) == [("EDIT_OUT_OF_RANGE", (1,))]
+    assert warned((0, 1, -0.1, 2)) == [("EDIT_OUT_OF_RANGE", (0,))]
+
+
+def test_a_feature_edited_twice_is_named() -> None:
+    assert warned((2, 1, 1.0, 1), (3, 1, 1.0, 1), (2, 4, 0.0, 1)) == [("EDIT_REPLACED", (2,))]
+
+
+def test_rivals_that_stay_on_beside_a_set_feature_are_named_strongest_first() -> None:
+    rivals = {0: [1, 2, 3, 4]}
+    # 3 is hardly on, 4 is edited itself.
+    after = {0: 1.0, 1: 0.3, 2: 1.0, 3: 0.1, 4: 1.4}
+    assert warned((0, 1, 1.0, 1), (4, 1, 1.0, 1), after=after, rivals=rivals) == [
+        ("EDITS_CONFLICT", (0, 4)),
+        ("RIVALS_ON", (0, 2, 1)),
+    ]
+    assert warned((0, 5, 1.0, 1), after=after, rivals=rivals) == [], "switch"
+    assert warned((0, 1, 0.3, 1), after=after, rivals=rivals) == [], "a little of it may stand beside its rivals"
+    assert warned((0, 1, 1.0, 1), rivals=rivals) == [], "not measured"
+    assert warned((0, 4, 0.0, 1), before={0: 1.0}, after={1: 1.0}, rivals=rivals) == []
+
+
+def test_rivals_turned_up_in_one_edit_are_in_conflict() -> None:
+    rivals = {0: [1], 1: [0]}
+    assert warned((0, 5, 1.0, 1), (1, 5, 1.0, 1), rivals=rivals) == [("EDITS_CONFLICT", (0, 1))]
+    assert warned((0, 5, 1.0, 1), (1, 4, 0.0, 1), rivals=rivals) == []
+    assert warned((0, 5, 1.0, 1), (1, 1, 0.5, 1), before={1: 1.0}, rivals=rivals) == [], "the rival goes down"
+
+
+def test_an_edit_that_achieves_too_little_is_named() -> None:
+    assert warned((0, 5, 1.0, 1), (1, 5, 1.0, 1), after={0: 0.29, 1: 0.5}) == [("EDIT_NOT_ACHIEVED", (0,))]
+    assert warned((0, 4, 0.0, 1), before={0: 1.0}, after={0: 0.8}) == [("EDIT_NOT_ACHIEVED", (0,))]
+    assert warned((0, 1, 0.05, 1), after={1: 1.0}) == [], "hardly anything was asked for"
 
 
 def test_measuring_tells_what_was_reached_and_what_drifted() -> None:
