@@ -61,6 +61,7 @@ from faceteer._models.features import (
 )
 from faceteer._models.fired import FiredFeature, FiredFeatures
 from faceteer._models.icon import FeatureIcon
+from faceteer._models.match import FeatureMatch
 from faceteer._models.recipe import Recipe
 from faceteer._models.report import EditOutcome, EditReport, FeatureDrift, MeasuredPicture
 from faceteer._models.server import EncoderFacts, GeneratorFacts, SaeFacts, ServerStatus
@@ -111,6 +112,7 @@ __all__ = [
     "FeatureIcon",
     "FeatureLibrary",
     "FeatureList",
+    "FeatureMatch",
     "FeatureStatistics",
     "Finished",
     "FiredFeature",

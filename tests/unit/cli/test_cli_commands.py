@@ -27,6 +27,8 @@ def test_open_prints_json_for_scripts(faceteer: Run) -> None:
         "activation": 0.98039216,
         "scaled": 0.49019608,
         "firing_share": 0.25,
+        "label_rank": 0,
+        "label_count": 0,
     }
     assert (answer["l0"], answer["explained_variance"]) == (6, 1.0)
     assert ran.out.count("\n") == 1
@@ -180,7 +182,7 @@ def test_features_are_searched_and_shown(faceteer: Run, tmp_path: Path) -> None:
     found = faceteer("features", "search", "sn")
     assert "#5 snow 25.00% 2 0.90" in found.words
     assert faceteer("features", "search", "n", "--limit", "1", "--json").json["features"][0]["label"] == "night"
-    assert "Nothing matches." in faceteer("features", "search", "zebra").out
+    assert "Nothing is close." in faceteer("features", "search", "zebra").out
     shown = faceteer("features", "show", "night", "--icon", "icon.png")
     assert "feature #3 · labelled automatically" in shown.out
     assert "hardly ever with day #4" in shown.out

@@ -29,7 +29,6 @@ BAD_INPUT = [
     (["edit", "boat.png", "--set", "night=loud"], "'loud' is not a number"),
     (["edit", "boat.png", "--set", "night=nan"], "nan is not a finite float32"),
     (["edit", "boat.png", "--set", "night=1", "--unit", "percent"], "one of scaled, raw"),
-    (["edit", "boat.png", "--set", "night=1", "--ablate", "night"], "night is edited twice"),
     (["edit", "boat.png", "--set", "night=1", "--ablate", "3"], "feature 3 twice"),
     (["edit", "boat.png", "-o", "out.gif"], "out.gif has the ending '.gif'; end it with .png, .webp or .jpg"),
     (["edit", "boat.png", "-o", "out"], "out has no ending"),

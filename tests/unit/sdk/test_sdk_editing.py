@@ -117,8 +117,6 @@ def test_what_is_known_is_not_asked_again(either: Any, server: FakeServer) -> No
         (lambda e: e.set(-1, 1), "indices are whole numbers from 0"),
         (lambda e: e.set(1.5, 1), "neither an index nor a label"),
         (lambda e: e.set("night", 1, unit="percent"), "one of scaled, raw"),
-        (lambda e: e.set("night", 1).ablate("Night"), "night is edited twice|Night is edited twice"),
-        (lambda e: e.set(np.int64(3), 1).ablate(3), r"without\(3\)"),
         (lambda e: e.using(seed=1, seeds=[2]), "given together with seeds"),
         (lambda e: e.using(seeds=[]), "seeds: is empty"),
         (lambda e: e.using(seed=-1), "not a whole number from 0"),
@@ -462,3 +460,8 @@ def test_a_difference_names_what_the_caller_may_see_and_leaves_gated_features_wi
     assert server.names().count("BatchGetFeatures") == 1
     with pytest.raises(faceteer.UnknownFeatureError):
         either.features.many([3, 4])
+
+
+def test_a_second_edit_of_a_feature_takes_the_firsts_place(either: Any) -> None:
+    edit = either.open(BOAT).edit().set("night", 1).set("snow", 1).switch("Night", 0.5).set(np.int64(3), 1).ablate(3)
+    assert [str(one) for one in edit.edits] == ["switch to Night at 0.5", "set snow to 1", "ablate #3"]

@@ -29,6 +29,7 @@ from faceteer._models.features import (
     feature_filter,
 )
 from faceteer._models.icon import FeatureIcon
+from faceteer._models.match import FeatureMatch
 from faceteer._transport.aio import fetch_for_view, work
 from faceteer._transport.methods import (
     BATCH_GET_FEATURES,
@@ -112,6 +113,16 @@ class AsyncFeature:
         return self._facts.safety_class
 
     @property
+    def match(self) -> FeatureMatch | None:
+        """How a name led to it: the words of the search, or the name that it was asked for by. None otherwise."""
+        return self._facts.match
+
+    @property
+    def told_apart(self) -> str:
+        """Its label, and for one that the label does not mean which one it is: "balloon (2nd of 14)"."""
+        return self._facts.told_apart
+
+    @property
     def score(self) -> float | None:
         """How well it fits the search that found it, comparable within that search; None otherwise."""
         return self._facts.score
@@ -193,10 +204,14 @@ class AsyncFeatureList(list[AsyncFeature]):
 
     Attributes:
         total: how many there are in all, of which these were asked for.
+        suggestions: where words found nothing, labels that are spelt nearly so.
     """
 
-    def __init__(self, features: Iterable[AsyncFeature] = (), total: int | None = None) -> None:
+    def __init__(
+        self, features: Iterable[AsyncFeature] = (), total: int | None = None, suggestions: Iterable[str] = ()
+    ) -> None:
         super().__init__(features)
+        self.suggestions = tuple(suggestions)
         self.total = len(self) if total is None else total
 
     @overload
@@ -265,7 +280,8 @@ class AsyncFeatureLibrary:
         """One feature by index or label, whole. UnknownFeatureError with the nearest labels."""
         request = library_pb2.GetFeatureRequest(feature=feature_ref(feature))
         answer = await self._connection.call(GET_FEATURE, request, self._attempts(timeout))
-        return self._feature(FeatureFacts.from_proto(answer.feature, answer.detail))
+        match = answer.match if answer.HasField("match") else None
+        return self._feature(FeatureFacts.from_proto(answer.feature, answer.detail, match=match))
 
     async def many(self, features: Iterable[FeatureKey], *, timeout: float | None = None) -> AsyncFeatureList:
         """Many features in the order asked for, without histogram and relatives."""
@@ -297,7 +313,8 @@ class AsyncFeatureLibrary:
         photos = [query._opened] if isinstance(query, AsyncPhoto) else []
         attempts = self._attempts(timeout)
         left, token, total = _limit(limit), "", 0
-        found = []
+        found: list[FeatureFacts] = []
+        suggestions: Sequence[str] = ()
 
         def request() -> library_pb2.SearchFeaturesRequest:
             message = library_pb2.SearchFeaturesRequest(filter=narrowed, page_size=min(_PAGE, left), page_token=token)
@@ -311,11 +328,14 @@ class AsyncFeatureLibrary:
 
         while left > 0:
             answer = await self._connection.call_with_photos(SEARCH_FEATURES, request, photos, attempts)
-            found += [FeatureFacts.from_proto(hit.feature, score=hit.score) for hit in answer.hits[:left]]
+            found += [
+                FeatureFacts.from_proto(hit.feature, score=hit.score, match=hit.match) for hit in answer.hits[:left]
+            ]
+            suggestions = answer.suggestions
             left, token, total = left - len(answer.hits), answer.next_page_token, answer.total_size
             if not token:
                 break
-        return AsyncFeatureList(map(self._feature, found), total)
+        return AsyncFeatureList(map(self._feature, found), total, suggestions)
 
     def list(
         self,

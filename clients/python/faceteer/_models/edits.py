@@ -99,24 +99,18 @@ class FeatureEdit:
 
 
 def chained(edits: tuple[FeatureEdit, ...], more: Iterable[FeatureEdit]) -> tuple[FeatureEdit, ...]:
-    """``edits`` and ``more``, each feature at most once.
+    """``edits`` and ``more``; an edit of a feature that is edited already takes the earlier one's place.
 
-    Edits commute and each refers to the unedited picture, so two of one feature would contradict each other.
-
-    Raises:
-        InvalidArgumentError: a feature is edited twice by the same index or label. (The server finds an index and a
-            label that mean the same feature.)
+    As a slider that moves again. Edits commute and each refers to the unedited picture, so two of one feature would
+    contradict each other. (The server does the same where an index and a name mean one feature, and says so.)
     """
     result = list(edits)
     for edit in more:
-        for other in result:
-            if _same(edit.feature, other.feature):
-                raise invalid(
-                    "edits",
-                    f"{edit.name} is edited twice ({other}; {edit}); each feature can be edited once: combine the two, "
-                    f"or take the first back with .without({edit.feature!r})",
-                )
-        result.append(edit)
+        same = [at for at, other in enumerate(result) if _same(edit.feature, other.feature)]
+        if same:
+            result[same[0]] = edit
+        else:
+            result.append(edit)
     return tuple(result)
 
 

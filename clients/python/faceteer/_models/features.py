@@ -9,11 +9,12 @@ from typing import Any, Literal, TypedDict, get_args
 from PIL import Image
 
 from faceteer._errors import invalid
+from faceteer._models.match import FeatureMatch
 from faceteer._models.pictures import decode_picture
 from faceteer._models.shown import Named, Shown
 from faceteer._models.values import float32
 from faceteer._models.wire import copied, number, word
-from faceteer.v1 import library_pb2
+from faceteer.v1 import edits_pb2, library_pb2
 
 #: Where a label came from: "" is no label.
 LabelSource = Literal["", "automatic", "model", "person"]
@@ -159,6 +160,9 @@ class FeatureFacts(Named):
         safety_class: the operator's; empty for none.
         score: how well it fits the search that found it; None otherwise.
         terms: other words that describe it, best first.
+        label_rank: which of the features with its label it is; the first is the one that the label means.
+        label_count: how many features have its label.
+        match: how a name led to it; None where it was not named.
     """
 
     index: int
@@ -171,10 +175,17 @@ class FeatureFacts(Named):
     safety_class: str = ""
     score: float | None = None
     terms: tuple[str, ...] = ()
+    label_rank: int = 0
+    label_count: int = 0
+    match: FeatureMatch | None = None
 
     @classmethod
     def from_proto(
-        cls, message: library_pb2.Feature, detail: library_pb2.FeatureDetail | None = None, score: float | None = None
+        cls,
+        message: library_pb2.Feature,
+        detail: library_pb2.FeatureDetail | None = None,
+        score: float | None = None,
+        match: edits_pb2.FeatureMatch | None = None,
     ) -> FeatureFacts:
         """From the wire."""
         source = word(library_pb2.LabelSource, message.label_source)
@@ -199,6 +210,7 @@ class FeatureFacts(Named):
             label_source="" if source == "unspecified" else source,
             statistics=statistics,
             score=score,
+            match=None if match is None else FeatureMatch.from_proto(match),
             **related,
         )
 
@@ -209,6 +221,7 @@ class FeatureFacts(Named):
         return {
             **vars(self),
             "terms": list(self.terms),
+            "match": None if self.match is None else dict(vars(self.match)),
             "statistics": statistics,
             "histogram": None if histogram is None else dict(vars(histogram)),
             "coactivating": [dict(vars(one)) for one in self.coactivating],

@@ -23,6 +23,8 @@ class FiredFeature(Named):
         activation: in the SAE's own units (RAW), > 0.
         scaled: in units of the feature's own 99th percentile where it fires; 0 without statistics.
         firing_share: the share of the corpus on which it fires, 0 to 1.
+        label_rank: which of the features with its label it is; the first is the one that the label means.
+        label_count: how many features have its label.
     """
 
     index: int
@@ -30,6 +32,8 @@ class FiredFeature(Named):
     activation: float
     scaled: float
     firing_share: float
+    label_rank: int = 0
+    label_count: int = 0
 
     @classmethod
     def from_proto(cls, message: studio_pb2.NamedFeature) -> FiredFeature:
@@ -98,7 +102,7 @@ class FiredFeatures(Shown, Sequence[FiredFeature]):
         return text_table(_HEADER, self._rows(20), left=2) + self._rest(20)
 
     def _rows(self, n: int) -> list[list[str]]:
-        return [[f"#{f.index}", f.label, f"{f.activation:.3f}", f"{f.scaled:.2f}"] for f in self.top(n)]
+        return [[f"#{f.index}", f.told_apart, f"{f.activation:.3f}", f"{f.scaled:.2f}"] for f in self.top(n)]
 
     def _rest(self, n: int) -> str:
         return f"\n… and {self.l0 - n} more" if self.l0 > n else ""

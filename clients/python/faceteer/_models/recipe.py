@@ -51,7 +51,11 @@ class Recipe:
     changed_from: str = ""
 
     def __post_init__(self) -> None:
-        edits = chained((), self.edits)
+        edits = tuple(self.edits)
+        if len(chained((), edits)) < len(edits):
+            raise InvalidRecipeError(
+                "edits: a feature is edited twice; a recipe edits each feature once", field="edits"
+            )
         for position, edit in enumerate(edits):
             if isinstance(edit.feature, str):
                 raise InvalidRecipeError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from faceteer._models.edits import EditOperation, FeatureEdit
+from faceteer._models.match import FeatureMatch
 from faceteer._models.shown import Named, Shown
 from faceteer._models.tables import text_table
 from faceteer._models.tensors import to_array
@@ -31,6 +32,7 @@ class EditOutcome(Named):
         requested: v_i.
         achieved: f_i(x'), by encoding the edited embedding again; None when not measured.
         rival_of: the feature whose "switch" turned this rival off, or None.
+        match: how the edit's name led to the feature; None where the edit gave its index.
     """
 
     index: int
@@ -43,12 +45,14 @@ class EditOutcome(Named):
     requested_scaled: float
     achieved_scaled: float | None
     rival_of: int | None
+    match: FeatureMatch | None = None
 
     @classmethod
     def from_proto(cls, message: edits_pb2.EditOutcome) -> EditOutcome:
         """From the wire."""
         operation = word(edits_pb2.EditOperation, message.operation)
-        return copied(cls, message, index=message.feature_index, operation=operation)
+        match = FeatureMatch.from_proto(message.match)
+        return copied(cls, message, index=message.feature_index, operation=operation, match=match)
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,16 @@ class EditReport(Shown):
         """The outcomes to show: all except rivals that were off before and after."""
         return tuple(o for o in self.outcomes if o.rival_of is None or o.before or o.achieved)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each edit whose name might have meant another feature, or is not the feature's label."""
+        return tuple(dict.fromkeys(o.match.note for o in self.outcomes if o.match is not None and o.match.note))
+
     def __str__(self) -> str:
         lines = [self.title()]
         if self.outcomes:
             lines += ["", text_table(self.header, self.rows(), left=3)]
+        lines += self.notes
         lines += self.silent_sentence()
         lines += ["", self.drift_sentence()]
         if moved := self.drifted_rows():
@@ -208,7 +218,10 @@ class EditReport(Shown):
         """Plain values, for JSON."""
         return {
             "embedding_id": self.embedding_id,
-            "outcomes": [dict(vars(outcome)) for outcome in self.outcomes],
+            "outcomes": [
+                {**vars(outcome), "match": None if outcome.match is None else dict(vars(outcome.match))}
+                for outcome in self.outcomes
+            ],
             "delta_norm": self.delta_norm,
             "cosine": self.cosine,
             "measured": self.measured,

@@ -35,6 +35,18 @@ class Named:
 
     index: int
     label: str
+    #: Which of ``label_count`` features with its label it is; the first is the one that the label means. 0: not told.
+    label_rank = 0
+    label_count = 0
+
+    @property
+    def told_apart(self) -> str:
+        """Its label, and for one that the label does not mean which one it is: "balloon (2nd of 14)"."""
+        rank = self.label_rank
+        if rank < 2:
+            return self.label
+        ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+        return f"{self.label} ({rank}{ending} of {self.label_count})"
 
     @property
     def name(self) -> str:

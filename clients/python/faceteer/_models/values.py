@@ -52,12 +52,14 @@ class Notice:
         message: for people, with what to do.
         value: what was measured; 0 where the warning is not about a number.
         limit: what it passed.
+        feature_indices: the features that it is about.
     """
 
     code: str
     message: str
     value: float = 0.0
     limit: float = 0.0
+    feature_indices: tuple[int, ...] = ()
 
     @classmethod
     def all_of(cls, messages: Iterable[Any]) -> tuple[Notice, ...]:

@@ -28,6 +28,7 @@ from faceteer._models.features import (
     feature_filter,
 )
 from faceteer._models.icon import FeatureIcon
+from faceteer._models.match import FeatureMatch
 from faceteer._sync.connection import Connection
 from faceteer._sync.photo import Photo
 from faceteer._transport.blocking import fetch_for_view, work
@@ -113,6 +114,16 @@ class Feature:
         return self._facts.safety_class
 
     @property
+    def match(self) -> FeatureMatch | None:
+        """How a name led to it: the words of the search, or the name that it was asked for by. None otherwise."""
+        return self._facts.match
+
+    @property
+    def told_apart(self) -> str:
+        """Its label, and for one that the label does not mean which one it is: "balloon (2nd of 14)"."""
+        return self._facts.told_apart
+
+    @property
     def score(self) -> float | None:
         """How well it fits the search that found it, comparable within that search; None otherwise."""
         return self._facts.score
@@ -194,10 +205,14 @@ class FeatureList(list[Feature]):
 
     Attributes:
         total: how many there are in all, of which these were asked for.
+        suggestions: where words found nothing, labels that are spelt nearly so.
     """
 
-    def __init__(self, features: Iterable[Feature] = (), total: int | None = None) -> None:
+    def __init__(
+        self, features: Iterable[Feature] = (), total: int | None = None, suggestions: Iterable[str] = ()
+    ) -> None:
         super().__init__(features)
+        self.suggestions = tuple(suggestions)
         self.total = len(self) if total is None else total
 
     @overload
@@ -266,7 +281,8 @@ class FeatureLibrary:
         """One feature by index or label, whole. UnknownFeatureError with the nearest labels."""
         request = library_pb2.GetFeatureRequest(feature=feature_ref(feature))
         answer = self._connection.call(GET_FEATURE, request, self._attempts(timeout))
-        return self._feature(FeatureFacts.from_proto(answer.feature, answer.detail))
+        match = answer.match if answer.HasField("match") else None
+        return self._feature(FeatureFacts.from_proto(answer.feature, answer.detail, match=match))
 
     def many(self, features: Iterable[FeatureKey], *, timeout: float | None = None) -> FeatureList:
         """Many features in the order asked for, without histogram and relatives."""
@@ -298,7 +314,8 @@ class FeatureLibrary:
         photos = [query._opened] if isinstance(query, Photo) else []
         attempts = self._attempts(timeout)
         left, token, total = _limit(limit), "", 0
-        found = []
+        found: list[FeatureFacts] = []
+        suggestions: Sequence[str] = ()
 
         def request() -> library_pb2.SearchFeaturesRequest:
             message = library_pb2.SearchFeaturesRequest(filter=narrowed, page_size=min(_PAGE, left), page_token=token)
@@ -312,11 +329,14 @@ class FeatureLibrary:
 
         while left > 0:
             answer = self._connection.call_with_photos(SEARCH_FEATURES, request, photos, attempts)
-            found += [FeatureFacts.from_proto(hit.feature, score=hit.score) for hit in answer.hits[:left]]
+            found += [
+                FeatureFacts.from_proto(hit.feature, score=hit.score, match=hit.match) for hit in answer.hits[:left]
+            ]
+            suggestions = answer.suggestions
             left, token, total = left - len(answer.hits), answer.next_page_token, answer.total_size
             if not token:
                 break
-        return FeatureList(map(self._feature, found), total)
+        return FeatureList(map(self._feature, found), total, suggestions)
 
     def list(
         self,

@@ -157,7 +157,8 @@ def _scores(statistics: FeatureStatistics, score: float | None) -> Markup:
             kind = "ft-good" if value >= 0.75 else "ft-hue" if value >= 0.6 else "ft-warm"
             rows.append(Markup(f'<span class="ft-dim">{name}</span>{bar(value, kind=kind)}<span>{value:.2f}</span>'))
     if score is not None:
-        rows.append(Markup(f'<span class="ft-dim">match</span><span></span><span>{score:.3g}</span>'))
+        strength = bar(min(score, 1.0), kind="ft-hue")
+        rows.append(Markup(f'<span class="ft-dim">match</span>{strength}<span>{score:.3g}</span>'))
     return div("ft-bars", rows) if rows else Markup("")
 
 

@@ -112,7 +112,8 @@ def _report(report: EditReport) -> list[Markup]:
     parts = [dim(report.title())]
     if rows:
         parts.append(table(header, rows, left=3))
-    parts += [Markup(f"<p>{text(words)}</p>") for words in (*report.silent_sentence(), report.drift_sentence())]
+    sentences = (*report.notes, *report.silent_sentence(), report.drift_sentence())
+    parts += [Markup(f"<p>{text(words)}</p>") for words in sentences]
     if moved := report.drifted_rows():
         parts.append(table(("feature", "label", "before", "after"), moved, left=2))
     return [*parts, *_warnings(report.warnings)]

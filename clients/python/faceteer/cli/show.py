@@ -42,7 +42,7 @@ def photo(to: Console, opened: faceteer.Photo, top: int) -> None:
         value = feature.scaled or feature.activation
         table.add_row(
             Text(f"#{feature.index}", "dim"),
-            _label(feature.label),
+            _label(feature.told_apart),
             f"{feature.activation:.3f}",
             f"{feature.scaled:.2f}" if feature.scaled else "–",
             Text(bar(value / max(1.0, strongest)), "cyan"),
@@ -87,7 +87,7 @@ def report(to: Console, name: str, result: faceteer.EditReport) -> None:
                 *pictures,
             )
         _show(to, table, "before", "requested", "feature")
-    for sentence in (*result.silent_sentence(), result.drift_sentence()):
+    for sentence in (*result.notes, *result.silent_sentence(), result.drift_sentence()):
         to.print(f"  {sentence}")
     if moved_rows := result.drifted_rows():
         table = _table(("feature", "right"), ("label", "left"), ("before", "right"), ("after", "right"))
@@ -135,8 +135,11 @@ def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None
     of = f" of {total}" if total > len(found) else ""
     _title(to, query, f"{len(found)}{of} feature{'' if max(total, len(found)) == 1 else 's'}")
     if not found:
-        to.print(Text("  Nothing matches. Try a shorter word or fewer filters.", "dim"))
+        suggestions = getattr(found, "suggestions", ())
+        near = f" Did you mean {' or '.join(suggestions)}?" if suggestions else " Try another word or fewer filters."
+        to.print(Text(f"  Nothing is close.{near}", "dim"))
         return
+    by_words = any(feature.match is not None for feature in found)
     table = _table(
         ("feature", "right"),
         ("label", "left"),
@@ -145,15 +148,18 @@ def features(to: Console, found: Sequence[faceteer.Feature], query: str) -> None
         ("detection", "right"),
         ("causal", "right"),
     )
+    if by_words:
+        table.add_column("match", no_wrap=True)
     for feature in found:
         statistics = feature.statistics
         table.add_row(
             Text(f"#{feature.index}", "dim"),
-            _label(feature.label),
+            _label(feature.told_apart),
             f"{statistics.firing_share:.2%}",
             f"{statistics.p99:.3g}",
             _optional(statistics.detection_score),
             _optional(statistics.causal_score),
+            *([str(feature.match or "–")] if by_words else []),
         )
     _show(to, table, "p99", "detection", "causal")
 
