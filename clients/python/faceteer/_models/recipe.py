@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from faceteer._errors import InvalidArgumentError, InvalidRecipeError, RevisionMismatchError
+from faceteer._errors import InvalidArgumentError, InvalidRecipeError, RevisionMismatchError, invalid
 from faceteer._files import write_atomically
 from faceteer._models.edits import FeatureEdit, chained
 from faceteer._models.picture_recipe import FORMATS, is_picture, recipe_in
@@ -53,9 +53,7 @@ class Recipe:
     def __post_init__(self) -> None:
         edits = tuple(self.edits)
         if len(chained((), edits)) < len(edits):
-            raise InvalidRecipeError(
-                "edits: a feature is edited twice; a recipe edits each feature once", field="edits"
-            )
+            raise invalid("edits", "a feature is edited twice; a recipe edits each feature once")
         for position, edit in enumerate(edits):
             if isinstance(edit.feature, str):
                 raise InvalidRecipeError(
