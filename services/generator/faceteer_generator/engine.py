@@ -113,8 +113,8 @@ class Engine:
         specs: Sequence[tuple[str, ImageSpec]],
         cached: dict[int, ImageFile],
         *,
-        preview_every: int = 0,
-        cache_us: int = 0,
+        preview_every: int,
+        cache_us: int,
     ) -> Generation:
         """Begins a request.
 

@@ -65,7 +65,11 @@ def test_what_is_written_is_read(store: Store) -> None:
     edges, counts = store.histogram(0)
     assert (edges.tolist(), counts.tolist()) == ([1, 2, 3], [5, 6, 7])
     examples, total = store.examples(0, 0, 10)
-    assert [each[:4] for each in examples] == [("a", 3.0, b"webp one", "a boat"), ("b", 2.0, b"webp one", "")]
+    strongest = (0.0, 0.0)
+    assert [tuple(each) for each in examples] == [
+        ("a", 3.0, b"webp one", "a boat", *strongest),
+        ("b", 2.0, b"webp one", "", *strongest),
+    ]
     assert total == 2
     assert store.examples(0, 1, 10)[0][0][0] == "b"
     assert [(other, label) for other, label, _ in store.relatives(0, "nearest")] == [(2, "night sky"), (4, "Night")]
@@ -142,6 +146,23 @@ def test_peoples_labels_are_suggested_beside_the_librarys_own(store: Store, tmp_
 
 def test_near_labels_come_closest_first() -> None:
     assert SpellingIndex(["blue balls", "red balls", "snow", "red"]).nearest("red bal")[0] == "red balls"
+
+
+def test_five_near_labels_are_named() -> None:
+    assert SpellingIndex([f"red ball{letter}" for letter in "abcdefg"]).nearest("red ball") == [
+        f"red ball{letter}" for letter in "abcde"
+    ]
+
+
+def test_the_near_label_is_found_among_more_than_are_sorted_whole() -> None:
+    texts = [f"{n:b}" for n in range(5000)]
+    assert SpellingIndex([*texts, "red balls", *texts]).nearest("red ball 1") == ["red balls"]
+
+
+def test_a_persons_label_that_the_library_has_already_is_that_label(store: Store, tmp_path: Path) -> None:
+    PersonLabels(tmp_path / "labels.sqlite").set(3, "snow", "ada")
+    assert (store.get(3).label, store.get(3).source) == ("snow", "person")
+    assert set(found(store, "snow")[:2]) == {1, 3}
 
 
 def test_a_persons_label_wins_is_found_at_once_and_can_be_taken_back(store: Store, tmp_path: Path) -> None:

@@ -318,7 +318,9 @@ async def test_a_connection_that_lags_a_reply_behind_is_not_believed(caches: Cac
 # -- Redis in trouble ----------------------------------------------------------------------------
 
 
-async def test_redis_down_at_the_start_is_misses_until_it_comes(caches: Caches) -> None:
+async def test_redis_down_at_the_start_is_misses_until_it_comes(
+    caches: Caches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = RedisServer()
     cache, metrics = caches.open(server.url)
     for n in range(6):
@@ -326,9 +328,13 @@ async def test_redis_down_at_the_start_is_misses_until_it_comes(caches: Caches) 
         assert await timed(cache.get(key(n))) is None
     assert metrics.value("faceteer_redis_breaker") == 2
     assert metrics.value("faceteer_redis_failures_total") >= 3
+    shown: list[float] = []
+    show = metrics.redis_breaker.set
+    monkeypatch.setattr(metrics.redis_breaker, "set", lambda state: (shown.append(state), show(state)))
     with server:
         await until_right(cache, 1)
         assert metrics.value("faceteer_redis_breaker") == 0
+    assert shown[-2:] == [1, 0], "one probe, half open, before it closes"
 
 
 async def test_what_was_put_while_redis_was_away_is_written_when_it_comes(caches: Caches) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from faceteer_runtime.settings import ServiceSettings, fields_table, parse_together
@@ -74,6 +75,15 @@ def test_a_wrong_flag_or_value_is_one_clear_sentence(argv, words, capsys: pytest
     assert all(word in err for word in words), err
 
 
+def test_a_fault_is_told_by_flag_variable_reason_and_value(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ServiceSettings.parse(["--max-queue", "0"])
+    assert (
+        "--max-queue (FACETEER_MAX_QUEUE): input should be greater than or equal to 1, not '0' (see --help)\n"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FACETEER_THREADS", "-1")
     with pytest.raises(SystemExit):
@@ -91,6 +101,24 @@ def test_help_documents_every_field_with_variable_and_default(capsys: pytest.Cap
         assert f"FACETEER_{name.upper()}" in text
         assert info.description, name
         assert " ".join(info.description.split()) in text
+
+
+def test_help_and_table_say_what_can_be_given_and_spell_defaults_as_they_are_typed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Chosen(ServiceSettings):
+        chosen_kind: Literal["One", "two"] | None = Field(None, description="Which.")
+        chosen_name: str = Field("Ada", description="Whose.")
+        chosen_loud: bool = Field(True, description="How.")
+
+    with pytest.raises(SystemExit):
+        Chosen.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--chosen-kind {One,two} Which. [FACETEER_CHOSEN_KIND; default none]" in text
+    assert "--chosen-name NAME Whose. [FACETEER_CHOSEN_NAME; default Ada]" in text
+    assert "How. [FACETEER_CHOSEN_LOUD; default true]" in text
+    rows = fields_table(Chosen, without=ServiceSettings).splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows] == ["none", "`Ada`", "`true`"]
 
 
 def test_flags_of_others_can_be_left_alone() -> None:

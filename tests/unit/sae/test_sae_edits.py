@@ -182,6 +182,7 @@ STATISTICS = some_statistics()
         ([(0, 1, 1e30, 2)], None, InvalidField, "edits[0].value"),
         ([(0, 3, 1e30, 2)], None, InvalidField, "edits[0].value"),
         ([(95, 1, 1.0, 1)], STATISTICS, InvalidField, "edits[0].unit"),
+        ([(94, 1, 1.0, 1), (95, 2, -1.0, 1)], STATISTICS, InvalidField, "edits[1].unit"),
         ([(0, 1, 1.0, 0)], None, NotInBundle, None),
         ([(0, 5, 1.0, 2)], None, NotInBundle, None),
         ([(i, 1, 1.0, 2) for i in range(5)], None, BatchTooLarge, "edits"),

@@ -11,7 +11,7 @@ from faceteer_runtime.bundle import BundleError
 from faceteer_runtime.embeddings import Embedding
 from faceteer_sae.application import EditResult
 from faceteer_sae.edits import Edited, Edits, Measured, activations
-from faceteer_sae.features import Encoding, InputWarning, describe, input_warnings, strongest
+from faceteer_sae.features import Encoding, InputWarning, cosine, describe, input_warnings, strongest
 from faceteer_sae.model import FeatureActivations
 from faceteer_sae.servicer import write_report
 from faceteer_sae.statistics import FeatureStatistics, embedding_statistics, load_statistics, save_statistics
@@ -35,6 +35,26 @@ def arrays(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
 def loaded(tmp_path: Path, **changes: np.ndarray | None) -> FeatureStatistics | None:
     save_file(arrays(**changes), tmp_path / "feature_statistics.safetensors")
     return load_statistics(tmp_path, d_in=2, d_sae=3)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([3, 4], [3, 4], 1.0),
+        ([3, 4], [-3, -4], -1.0),
+        ([1, 0], [0, 5], 0.0),
+        ([1, 0], [-3, 4], -0.6),
+        ([0, 0], [3, 4], 0.0),
+        ([3, 4], [0, 0], 0.0),
+    ],
+)
+def test_a_cosine_is_that_done_by_hand(a: list[int], b: list[int], expected: float) -> None:
+    assert cosine(np.array(a, np.float32), np.array(b, np.float32)) == pytest.approx(expected)
+
+
+def test_a_cosine_does_not_leave_its_range_by_rounding() -> None:
+    for row in embeddings(3, 200):
+        assert -1.0 <= cosine(row, -3 * row) <= cosine(row, 3 * row) <= 1.0
 
 
 def test_statistics_give_scales_and_rivals(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from faceteer_runtime.bundle import BundleError
 from faceteer_sae.model import SparseAutoencoder
 from faceteer_sae.rows import Rows, quantised
 from faceteer_sae.screening import FloatScreen, Int8Screen, float_screen, int8_screen
-from faceteer_sae.weights import SaeWeights, load_config, load_weights, write_weights
+from faceteer_sae.weights import SaeWeights, load_config, load_weights, update_metadata, write_weights
 from safetensors.torch import load_file, save_file
 from unit.sae.random_sae import ARCHITECTURES, Dense, Pair, embeddings, random_sae
 
@@ -251,3 +251,14 @@ def test_float16_rows_are_multiplied_as_float32_for_a_batch_and_as_they_are_for_
         return float(np.abs(screen(x[:n])[0].numpy() - exact[:n]).max())
 
     assert worst(4) < 1e-4 < 1e-3 < worst(3)
+
+
+def test_facts_join_the_metadata_that_is_there(tmp_path: Path) -> None:
+    pair = random_sae("topk")
+    write_weights(tmp_path, replace(pair.in_memory, metadata={"a": 1, "b": 2}), "float32")
+    update_metadata(tmp_path, {"b": 3, "c": 4})
+    config = load_config(tmp_path)
+    assert config.metadata == {"a": 1, "b": 3, "c": 4}
+    assert (config.k, config.d_sae, config.layout) == (pair.config.k, pair.config.d_sae, "rows")
+    with pytest.raises(BundleError, match="missing"):
+        update_metadata(tmp_path / "nowhere", {})

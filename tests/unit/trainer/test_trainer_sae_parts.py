@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from faceteer_runtime.bundle import BundleError
-from faceteer_sae.weights import SaeWeights, load_config, read_weights, update_metadata, write_weights
+from faceteer_sae.weights import SaeWeights, load_config, read_weights, write_weights
 from faceteer_trainer.budget import Budget
 from faceteer_trainer.corpus.shards import CorpusCard, EmbeddingCorpus, Shard, shard_name, write_embeds
 from faceteer_trainer.errors import JobError
@@ -405,16 +405,6 @@ def test_a_value_in_a_later_block_is_looked_at_before_anything_is_written(tmp_pa
     with pytest.raises(BundleError, match="W_dec holds values that are not finite in float16"):
         write_weights(tmp_path / "sae", sae, "float16")
     assert not (tmp_path / "sae").exists()
-
-
-def test_facts_join_the_metadata_that_is_there(tmp_path: Path) -> None:
-    write_weights(tmp_path, replace(random_weights("topk"), metadata={"a": 1, "b": 2}), "float32")
-    update_metadata(tmp_path, {"b": 3, "c": 4})
-    config = load_config(tmp_path)
-    assert config.metadata == {"a": 1, "b": 3, "c": 4}
-    assert (config.k, config.d_sae, config.layout) == (4, N, "rows")
-    with pytest.raises(BundleError, match="missing"):
-        update_metadata(tmp_path / "nowhere", {})
 
 
 @pytest.mark.parametrize(("d_sae", "there"), [(29, False), (30, True)])
