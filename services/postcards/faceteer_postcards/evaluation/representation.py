@@ -63,7 +63,7 @@ def features_by_label(bundle: Path, best: list[ValueFeature]) -> list[ValueFeatu
     found = []
     for value in best:
         try:
-            feature = store.resolve(WORDS[value.factor, value.value][0]).index
+            feature = store.resolve(WORDS[value.factor, value.value][0]).row.index
         except UnknownFeature:
             feature = NOWHERE
         found.append(value._replace(feature=feature, auc=value.auc if feature == value.feature else float("nan")))
