@@ -302,12 +302,13 @@ def test_gated_features_are_not_carried_from_picture_to_picture(server: SimpleNa
     assert [e.feature.index for e in part.edits] == [e.feature.index for e in whole.edits if e.feature.index != GATED]
     assert part.coverage < whole.coverage
     # The share left out is that of the gated feature, computed from the decoder's rows.
-    items = [sae_pb2.DecodeItem(features=tensor_pb2.SparseFeatures(indices=[edit.feature.index], activations=[1.0]))
-             for edit in whole.edits]  # fmt: skip
+    outcomes = whole.report.outcomes  # rivals that were turned off among them
+    items = [sae_pb2.DecodeItem(features=tensor_pb2.SparseFeatures(indices=[one.feature_index], activations=[1.0]))
+             for one in outcomes]  # fmt: skip
     decoded = server.sae.DecodeFeatures(sae_pb2.DecodeFeaturesRequest(items=[sae_pb2.DecodeItem(), *items])).results
     rows = np.stack([np.frombuffer(result.embedding.embeds.data, "<f4") for result in decoded])
-    moves = (rows[1:] - rows[0]) * np.array([[edit.value] for edit in whole.edits])
-    gated = moves[[edit.feature.index for edit in whole.edits].index(GATED)]
+    moves = (rows[1:] - rows[0]) * np.array([[one.requested - one.before] for one in outcomes])
+    gated = moves[[one.feature_index for one in outcomes].index(GATED)]
     assert np.isclose(part.coverage, 1 - gated @ gated / np.sum(moves.sum(0) ** 2), atol=1e-3)
 
 

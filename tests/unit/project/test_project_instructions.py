@@ -23,6 +23,7 @@ from faceteer_runtime.settings import ServiceSettings
 from faceteer_trainer.cli.jobs import Job
 
 ROOT = Path(__file__).resolve().parents[3]
+METRICS = ROOT / "services/runtime/faceteer_runtime/metrics.py"
 PAGES = [
     page
     for pattern in ("*.md", "docs/*.md", "clients/*/*.md", "services/*/*.md", "deploy/**/*.md", "examples/**/*.md")
@@ -185,6 +186,9 @@ def faults(line: str) -> Iterator[str]:
             return
         if not re.search(rf"^{found[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE):
             yield f"make has no target {found[1]}"
+    elif found := re.match(r"(faceteer_[a-z]+_[a-z_]+?)(?:_total|_bucket|_sum|_count)?$", line):
+        if f'"{found[1]}"' not in METRICS.read_text():
+            yield f"there is no metric {found[1]}"
     elif found := re.search(r"(?:python3? -m |^)(faceteer_[a-z]+)((?:\.\w+)*) ?(.*)", line):
         yield from faults_of_module(found[1], found[2], found[3], "-m " in found[0])
     elif found := re.search(r"python3? ((?:benchmarks|deploy|protos|examples)/[\w/]+\.py)(.*)", line):
@@ -266,7 +270,7 @@ def test_every_environment_variable_that_is_named_is_read() -> None:
     found = [
         f"{file.relative_to(ROOT)}: {name}"
         for file in (*PAGES, *CODE, *OTHERS)
-        for name in re.findall(r"FACETEER_[A-Z0-9_]*[A-Z0-9]", file.read_text())
+        for name in re.findall(r"(?<!_)FACETEER_[A-Z0-9_]*[A-Z0-9]", file.read_text())
         if name not in read
     ]
     assert not found, "\n".join(found)

@@ -38,12 +38,13 @@ def test_the_guides_examples_run_as_written(
     client: faceteer.Client, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *others = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert len(others) == 3
+    assert len(others) == 6
     monkeypatch.chdir(tmp_path)
     (tmp_path / "boat.png").write_bytes(png(10, 20, 30, 40, 50, 250))
     exec(compile(first.replace("localhost:50050", server.address), str(GUIDE), "exec"), {})
     photo = client.open("boat.png")
     names = {"client": client, "photo": photo, "edit": photo.edit(), "array_d": np.ones(D, np.float32)}
+    names |= {"faceteer": faceteer} | dict.fromkeys(["boat", "night_cat", "a", "b"], photo)
     for code in others:
         exec(compile(code, str(GUIDE), "exec"), dict(names))
     assert {"night.webp", "night.png"} <= {path.name for path in tmp_path.iterdir()}
