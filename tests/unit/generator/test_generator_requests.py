@@ -53,12 +53,47 @@ def test_zeros_and_absent_values_mean_the_bundles_defaults() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"sizes": []}, {"sizes": [[0, 64]]}, {"steps": 0}, {"guidance_scale": 31}, {"scheduler": "euler"}, {"sizes": 5}],
+    [{"sizes": []}, {"sizes": [[0, 64]]}, {"steps": 0}, {"guidance_scale": 31}, {"guidance_scale": -0.5},
+     {"scheduler": "euler"}, {"sizes": 5}, {"steps": "many"}],
     ids=str,
-)
+)  # fmt: skip
 def test_defaults_that_make_no_sense_are_refused_with_the_bundle(changes: dict[str, Any]) -> None:
     with pytest.raises(BundleError):
         Limits.of_bundle(part(**changes), max_steps=200, max_seeds=4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sizes": [[1, 1]]}, {"steps": 1}, {"guidance_scale": 0}, {"guidance_scale": 30},
+     {"size_multiple": 64, "max_pixels": 4096}],
+    ids=str,
+)  # fmt: skip
+def test_defaults_at_the_ends_of_their_ranges_are_served(changes: dict[str, Any]) -> None:
+    limits = Limits.of_bundle(part(**changes), max_steps=200, max_seeds=4)
+    settled = limits.settle(AskedSettings())
+    assert (settled.steps, settled.guidance_scale) == (limits.steps, limits.guidance_scale)
+
+
+def test_the_bundles_own_steps_are_served_whatever_the_limit() -> None:
+    limits = Limits.of_bundle(part(), max_steps=10, max_seeds=4)
+    assert limits.settle(AskedSettings(steps=25)).steps == 25
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"steps": 201}, "steps"),
+        ({"guidance_scale": 30.1}, "guidance_scale"),
+        ({"guidance_scale": -0.1}, "guidance_scale"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"seeds": (1, 2, 3, 4, 5)}, "seeds"),
+        ({"quality": 101}, "quality"),
+    ],
+)
+def test_a_setting_just_outside_its_range_is_refused_by_its_name(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        LIMITS.settle(AskedSettings(**changes))
+    assert refused.value.field == f"settings.{field}"
 
 
 def test_the_limit_of_lcm_is_its_own() -> None:

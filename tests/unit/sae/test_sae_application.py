@@ -219,6 +219,7 @@ def test_an_encoding_comes_out_of_the_cache_as_it_went_in() -> None:
         {"indices": np.array([0, 3], np.int64)},
         {"indices": np.array([3], np.int32)},
         {"activations": np.array([1, 2], np.float64)},
+        {"activations": np.array([1, 2], np.float16)},
         {"summary": np.zeros(3)},
         {"summary": b"bytes"},
     ],

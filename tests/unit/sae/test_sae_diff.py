@@ -92,6 +92,18 @@ def test_the_same_embedding_twice_differs_in_nothing(pair: Pair) -> None:
     assert (len(found.indices), found.coverage, found.differing, found.unexplained) == (0, 1.0, 0, 0.0)
 
 
+def test_features_whose_changes_cancel_to_nothing_need_no_edits() -> None:
+    pair = random_sae("standard", d_sae=3, d_in=2)
+    pair.sae._W_dec.values[:] = 0
+    pair.sae._W_dec.values[0, 0], pair.sae._W_dec.values[1, 0] = 1.0, -1.0
+    none = FeatureActivations(np.empty(0, np.int32), np.empty(0, np.float32), np.nan)
+    both = FeatureActivations(np.array([0, 1], np.int32), np.ones(2, np.float32), np.nan)
+    x = np.zeros(2, np.float32)
+    found = diff_features(pair.sae, x, x + 1, none, both, 0.9)
+    assert [len(each) for each in (found.indices, found.operations, found.values, found.shares)] == [0, 0, 0, 0]
+    assert (found.coverage, found.differing, found.unexplained) == (1.0, 2, 1.0)
+
+
 def test_features_that_cancel_each_other_do_not_stop_the_search() -> None:
     pair = random_sae("standard", d_sae=3, d_in=2)
     pair.sae._W_dec.values[:] = 0
@@ -164,6 +176,10 @@ def test_what_is_turned_off_with_nothing_in_its_place_is_ablated() -> None:
 
 def test_a_flicker_and_a_change_of_degree_are_added() -> None:
     assert as_written(carried_over({0: 0.8, 1: 0.05}, {0: 1.0, 1: 0.2})) == [(0, "ADD", 0.2), (1, "ADD", 0.15)]
+
+
+def test_a_rival_that_grows_too_is_not_left_to_the_switch() -> None:
+    assert as_written(carried_over({1: 0.05}, {1: 0.2, 2: 0.9})) == [(2, "SWITCH", 0.9), (1, "ADD", 0.15)]
 
 
 def test_without_statistics_everything_is_added() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from faceteer_runtime.bundle import BundleError
+from faceteer_sae import model
 from faceteer_sae.model import SparseAutoencoder
-from faceteer_sae.weights import SaeConfig
+from faceteer_sae.weights import SaeConfig, write_weights
 from safetensors.torch import save_file
 from unit.sae.random_sae import ARCHITECTURES, Pair, embeddings, random_sae, write_sae
 
@@ -181,3 +182,26 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     (directory / "cfg.json").write_text("{")
     with pytest.raises(BundleError, match=r"cfg\.json: not readable JSON"):
         SparseAutoencoder.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("layout", "screening", "copies", "more"),
+    [("saelens", "weights", 1.5, 0), ("saelens", "int8", 1.5, 96 * 24), ("rows", "weights", 1, 0)],
+)
+def test_the_memory_asked_for_is_the_file_what_is_turned_round_and_the_int8_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, screening: str, copies: float, more: int
+) -> None:
+    asked = []
+    monkeypatch.setattr(model, "require_memory", lambda _what, needed, _hint: asked.append(needed))
+    pair = random_sae("standard")
+    if layout == "rows":
+        write_weights(tmp_path, pair.in_memory, "float32")
+    else:
+        write_sae(tmp_path, pair)
+    SparseAutoencoder.load(tmp_path, screening=screening)
+    file = tmp_path / "sae_weights.safetensors"
+    assert asked == [int(file.stat().st_size * copies) + more]
+    file.unlink()
+    with pytest.raises(BundleError):
+        SparseAutoencoder.load(tmp_path, screening="weights")
+    assert asked[1:] == [0]
