@@ -9,6 +9,7 @@ JOBS = {
     "library": Job("faceteer_postcards.library", "make a bundle's library anew from fresh renders"),
     "refine": Job("faceteer_postcards.refine", "train a bundle's generator on, for sharper subjects"),
     "evaluate": Job("faceteer_postcards.evaluation.run", "measure a bundle against the truth of its pictures"),
+    "sharpness": Job("faceteer_postcards.evaluation.sharpness", "how sharp bundles' subjects are, in dB"),
 }
 
 
