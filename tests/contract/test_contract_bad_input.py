@@ -164,7 +164,6 @@ def one_edit(**changes: object) -> edits_pb2.Edit:
             "INVALID_FIELD",
             "edits[1].value",
         ),
-        ([one_edit(), one_edit()], "INVALID_ARGUMENT", "INVALID_FIELD", None),
         ([one_edit(operation=0)], "INVALID_ARGUMENT", "INVALID_FIELD", "edits[0].operation"),
         ([one_edit(feature=None)], "INVALID_ARGUMENT", "INVALID_FIELD", "edits[0].feature"),
         ([one_edit(feature=edits_pb2.FeatureRef(index=N_FEATURES))], "NOT_FOUND", "UNKNOWN_FEATURE", None),
@@ -175,7 +174,7 @@ def one_edit(**changes: object) -> edits_pb2.Edit:
             "edits[0].value",
         ),
     ],
-    ids=["nan", "infinite", "duplicate", "no-operation", "no-feature", "index", "ablate-with-a-value"],
+    ids=["nan", "infinite", "no-operation", "no-feature", "index", "ablate-with-a-value"],
 )
 def test_unusable_edits_are_refused_by_field(
     server: SimpleNamespace, edits: list[edits_pb2.Edit], code: str, reason: str, field: str | None
@@ -189,6 +188,20 @@ def test_unusable_edits_are_refused_by_field(
     with pytest.raises(grpc.RpcError) as caught:
         server.sae.EditEmbeds(sae_pb2.EditEmbedsRequest(input=source, edits=edits))
     assert caught.value.code().name in ("INVALID_ARGUMENT", "NOT_FOUND")
+
+
+def test_of_two_edits_of_one_feature_the_last_counts_and_a_warning_says_so(server: SimpleNamespace) -> None:
+    def edited(*edits: edits_pb2.Edit) -> edits_pb2.EditReport:
+        source = studio_pb2.ImageInput(embeds=good_embeds())
+        request = studio_pb2.EditImageRequest(input=source, edits=edits, report_only=True)
+        (event,) = server.studio.EditImage(request)
+        return event.edited.report
+
+    alone, twice = edited(one_edit(value=0.5)), edited(one_edit(value=0.25), one_edit(value=0.5))
+    assert list(twice.outcomes) == list(alone.outcomes)
+    assert [(one.code, list(one.feature_indices)) for one in twice.warnings if one not in alone.warnings] == [
+        ("EDIT_REPLACED", [1])
+    ]
 
 
 def test_an_unknown_label_comes_with_the_nearest_ones(server: SimpleNamespace) -> None:
