@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
+from faceteer_encoder.model import load_encoder
 from faceteer_postcards.bundle import load_bundle
+from faceteer_postcards.render import render
+from faceteer_postcards.world import sample_scene
 from faceteer_runtime.bundle import Bundle
-from faceteer_sae.model import SparseAutoencoder
 from faceteer_trainer.__main__ import main
 from faceteer_trainer.corpus.shards import CorpusCard, Shard, shard_name, write_embeds
+from PIL import Image
 
 SHIPPED = Path(__file__).parents[3] / "deploy" / "bundles" / "postcards"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_a_bundle_that_got_a_new_library_is_loaded_for_evaluation(tmp_path: Path) -> None:
     bundle, corpus = tmp_path / "bundle", tmp_path / "corpus"
     shutil.copytree(SHIPPED, bundle)
-    sae = SparseAutoencoder.load(bundle / "sae")
+    encoder, preprocessor = load_encoder(bundle / "encoder")
     revision = Bundle.open(bundle).part("encoder").revision
-    acts = np.random.default_rng(0).random((300, 8)).astype(np.float32) * 5
-    x = np.stack([sae.decode(np.arange(8), row) for row in acts])
+    x = encoder.encode_images([preprocessor.pixels(png(render(sample_scene(n)))) for n in range(300)])
+    x = np.asarray(x, np.float32)
     corpus.mkdir()
     write_embeds(corpus / shard_name(0), x, dtype="float32", encoder_revision=revision)
-    CorpusCard("own", revision, sae.d_in, "float32", (Shard(shard_name(0), 300),)).write(corpus)
+    CorpusCard("own", revision, x.shape[1], "float32", (Shard(shard_name(0), 300),)).write(corpus)
     main(["build-library", "--corpus", str(corpus), "--bundle", str(bundle)])
     loaded = load_bundle(bundle)
     assert loaded.statistics.embedding_mean is not None

@@ -135,7 +135,9 @@ def test_a_picture_that_meets_a_full_queue_is_sent_again_when_the_server_said(ei
     assert server.names().count("item") == 8
 
 
-def test_a_picture_that_meets_a_full_queue_until_the_deadline_fails_with_its_index(either: Any, server: FakeServer) -> None:
+def test_a_picture_that_meets_a_full_queue_until_the_deadline_fails_with_its_index(
+    either: Any, server: FakeServer
+) -> None:
     server.fail("item", *[Fault("RESOURCE_EXHAUSTED", "QUEUE_FULL", retry_after=0.01)] * 50)
     with pytest.raises(faceteer.QueueFullError) as raised:
         either.encode(PICTURES[:1], timeout=6.0)
