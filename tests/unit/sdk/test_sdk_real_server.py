@@ -169,12 +169,16 @@ def test_failures_are_typed(client: faceteer.Client) -> None:
     with pytest.raises(faceteer.InvalidArgumentError, match="steps"):
         photo.edit().render(steps=100_000)
     with pytest.raises(faceteer.InvalidArgumentError):
-        photo.edit().set("night", 1).ablate(0).report()
-    with pytest.raises(faceteer.InvalidArgumentError):
         photo.edit().render(size=77)
     alien = faceteer.Recipe((faceteer.FeatureEdit(1, "ablate"),), faceteer.Revisions(generator="another"))
     with pytest.raises(faceteer.RevisionMismatchError):
         photo.edit(alien).report()
+
+
+def test_of_a_name_and_an_index_that_mean_one_feature_the_last_edit_counts(client: faceteer.Client) -> None:
+    report = client.open(picture(6)).edit().set("night", 1).ablate(0).report()
+    assert [(one.index, one.operation) for one in report.outcomes] == [(0, "ablate")]
+    assert "EDIT_REPLACED" in [warning.code for warning in report.warnings]
 
 
 def test_an_embedding_that_the_server_does_not_know_is_encoded_again(client: faceteer.Client) -> None:

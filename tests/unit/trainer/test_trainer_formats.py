@@ -336,7 +336,7 @@ def spoilt(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
         (lambda s: s["encoder.bias"].fill_(torch.nan), "b_enc holds NaN or infinite values"),
         (lambda s: s["threshold"].fill_(-1.0), "its threshold was never set"),
         (lambda s: s["k"].fill_(99), "k is 99, but must be 1 to 40"),
-        (lambda s: s.update(ae={}, optimizer={}, step=3), r"a backup of a run under way \(step 3\)"),
+        (lambda s: s.update(ae={}, optimizer={}, step=3), r"a backup of an unfinished run \(step 3\)"),
     ],
     ids=["missing", "extra", "misshapen", "nan", "no-threshold", "k", "backup"],
 )

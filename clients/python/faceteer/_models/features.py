@@ -177,7 +177,8 @@ class FeatureFacts(Named):
     terms: tuple[str, ...] = ()
     label_rank: int = 0
     label_count: int = 0
-    match: FeatureMatch | None = None
+    # The same feature, however it was found.
+    match: FeatureMatch | None = field(default=None, compare=False)
 
     @classmethod
     def from_proto(
