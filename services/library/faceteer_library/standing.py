@@ -6,7 +6,8 @@ A name means, in this order,
 2. one that is not *weak*: a weak one fires on under 0.1 % of pictures, causes nothing like its label, or has neither
    been seen to cause what its label says nor a label that predicts where it fires;
 3. one that is known to cause what its label says (causal score of at least 0.6), the better in steps of 0.1;
-4. the one that fires on more pictures.
+4. the one that fires on more pictures, counted in powers of two: 15.2 % against 14.8 % says nothing;
+5. the one whose label predicts better where it fires (detection score).
 
 A causal score below 0.6 does not order features among each other. Libraries scored by icons that did not change hold
 0.5, or less where the icon's template had a stronger rival: that says as little as no score.
@@ -45,5 +46,7 @@ def order(indices: np.ndarray, figures: Mapping[str, np.ndarray], by_person: np.
     """Places, int64 [n], the feature that a shared name means first."""
     causal = np.nan_to_num(figures["causal_score"], nan=0.0)
     causing = np.where(causal >= CAUSES, np.round(causal, 1), 0.0)
+    share, detection = figures["firing_share"], np.nan_to_num(figures["detection_score"], nan=0.0)
+    often = np.round(np.log2(np.maximum(share, 2.0**-30)))
     # The last key is the first to be compared.
-    return np.lexsort((indices, -figures["firing_share"], -causing, weak(figures, by_person), ~by_person))
+    return np.lexsort((indices, -share, -detection, -often, -causing, weak(figures, by_person), ~by_person))
